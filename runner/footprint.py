@@ -1,0 +1,213 @@
+"""What a model takes on each device, to the byte, from its GGUF header alone.
+
+One set of pure functions serves the estimate (before a runner exists), the runner's fit, and the allocation
+itself, so the three cannot differ. Nothing here touches a tensor's data or imports a kernel.
+
+Placement: ``token_embd``, ``position_embd``, ``token_types`` and their norm are input weights and stay on the
+CPU in the file's own format; ``blk.N.*`` belongs to layer N; ``output*`` belongs to the output layer, index
+``num_layers``. A model without ``output.weight`` (tied embeddings) holds a second, packed copy of
+``token_embd`` there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from runner.ggml_types import BY_NAME, GGMLType, row_bytes
+from runner.gguf import GGUFFile, TensorInfo
+from runner.model.spec import ModelError, ModelSpec, read_spec
+from runner.protocol import DeviceMemory, LoadRequest, Memory
+
+ALIGNMENT = 64
+ROWS_PER_PANEL = 16
+INPUT = -1
+"""Layer number of the input weights."""
+
+NATIVE_TYPES = frozenset(
+    "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
+)
+"""Types that the kernels compute with as they are. Every other type is converted to BF16 at load."""
+
+CACHE_VALUE_BYTES = {"f16": 2, "f32": 4}
+
+_BLOCK_TENSOR = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)\Z")
+_BLOCK_NAMES = frozenset(
+    """attn_norm.weight attn_norm.bias attn_q.weight attn_q.bias attn_k.weight attn_k.bias attn_v.weight attn_v.bias
+    attn_output.weight attn_output.bias attn_q_norm.weight attn_k_norm.weight post_attention_norm.weight
+    ffn_norm.weight ffn_norm.bias ffn_gate.weight ffn_gate.bias ffn_up.weight ffn_up.bias ffn_down.weight
+    ffn_down.bias post_ffw_norm.weight ffn_gate_inp.weight ffn_gate_exps.weight ffn_up_exps.weight
+    ffn_down_exps.weight attn_output_norm.weight attn_output_norm.bias layer_output_norm.weight
+    layer_output_norm.bias""".split()
+)
+_INPUT_NAMES = frozenset(
+    """token_embd.weight position_embd.weight token_types.weight token_embd_norm.weight token_embd_norm.bias
+    rope_freqs.weight""".split()
+)
+_OUTPUT_NAMES = frozenset("output.weight output.bias output_norm.weight output_norm.bias".split())
+
+Storage = Literal["raw", "vector", "matrix"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor as it will lie in memory.
+
+    ``raw`` keeps the file's bytes (rows are dequantized when looked up), ``vector`` is float32, ``matrix`` is
+    packed in panels of 16 rows, once per expert. ``nbytes`` is a multiple of 64.
+    """
+
+    name: str
+    source: TensorInfo
+    layer: int
+    storage: Storage
+    type: GGMLType
+    rows: int
+    cols: int
+    num_matrices: int
+    nbytes: int
+
+
+def stored_type(source: GGMLType) -> GGMLType:
+    """The type in which the kernels hold a matrix of type ``source``."""
+    return source if source.name in NATIVE_TYPES else BY_NAME["BF16"]
+
+
+def packed_bytes(type_: GGMLType, rows: int, cols: int) -> int:
+    """Bytes of a packed matrix: whole panels of 16 rows, blocks at the size they have in the file."""
+    panels = -(-rows // ROWS_PER_PANEL)
+    return _aligned(panels * ROWS_PER_PANEL * row_bytes(type_, cols))
+
+
+def stored_tensors(gguf: GGUFFile, spec: ModelSpec) -> tuple[StoredTensor, ...]:
+    """Every tensor of the file with its place, and the duplicate of a tied embedding.
+
+    Raises:
+        ModelError: a tensor that this engine does not know. Leaving it out would give wrong answers silently.
+    """
+    stored = tuple(_stored(info, _layer(info.name, spec)) for info in gguf.tensors.values())
+    if "output.weight" in gguf.tensors or not spec.is_causal:
+        return stored
+    embedding = gguf.tensors["token_embd.weight"]
+    return (*stored, _stored(embedding, spec.num_layers, name="output.weight"))
+
+
+def _layer(name: str, spec: ModelSpec) -> int:
+    if name in _INPUT_NAMES:
+        return INPUT
+    if name in _OUTPUT_NAMES:
+        return spec.num_layers
+    match = _BLOCK_TENSOR.match(name)
+    if match is None or match[2] not in _BLOCK_NAMES:
+        raise ModelError(f"tensor {name!r} is not known for architecture {spec.architecture!r}")
+    if int(match[1]) >= spec.num_layers:
+        raise ModelError(f"tensor {name!r} lies past the last of {spec.num_layers} layers")
+    return int(match[1])
+
+
+def _stored(info: TensorInfo, layer: int, name: str | None = None) -> StoredTensor:
+    cols, *more = info.shape
+    rows = more[0] if more else 1
+    count = more[1] if len(more) > 1 else 1
+    if len(more) > 2:
+        raise ModelError(f"tensor {info.name!r} has {len(info.shape)} dimensions; at most 3 are allowed")
+    type_ = stored_type(info.type)
+    if len(info.shape) == 1:
+        storage: Storage = "vector"
+        nbytes = _aligned(4 * cols)
+    elif layer == INPUT:
+        storage = "raw"
+        nbytes = _aligned(rows * count * row_bytes(type_, cols))
+    else:
+        storage = "matrix"
+        nbytes = count * packed_bytes(type_, rows, cols)
+    return StoredTensor(name or info.name, info, layer, storage, type_, rows, cols, count, nbytes)
+
+
+# ---- cache and graph -----------------------------------------------------------------------------
+
+
+def num_cells(spec: ModelSpec, request: LoadRequest) -> int:
+    """Token positions of KV storage; none where attention is bidirectional."""
+    return request.num_ctx * request.num_parallel if spec.is_causal else 0
+
+
+def cache_bytes(spec: ModelSpec, request: LoadRequest) -> tuple[int, int]:
+    """Bytes of one layer's keys and of its values."""
+    width = CACHE_VALUE_BYTES[request.kv_cache_type] * spec.num_kv_heads * num_cells(spec, request)
+    return _aligned(width * spec.key_length), _aligned(width * spec.value_length)
+
+
+def batch_tokens(spec: ModelSpec, request: LoadRequest) -> int:
+    """Tokens of the largest forward pass: a bidirectional model sees a whole input at once."""
+    return max(request.num_batch, request.num_parallel) if spec.is_causal else max(request.num_batch, request.num_ctx)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Float32 buffers of one forward pass, as (rows, columns)."""
+
+    shapes: tuple[tuple[str, int, int], ...]
+
+    def __iter__(self) -> Iterator[tuple[str, int, int]]:
+        return iter(self.shapes)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(_aligned(4 * rows * cols) for _, rows, cols in self.shapes)
+
+
+def workspace(spec: ModelSpec, request: LoadRequest) -> Workspace:
+    """The buffers that one device needs for the worst batch."""
+    tokens = batch_tokens(spec, request)
+    outputs = max(request.num_parallel, 1)
+    experts = tokens if spec.num_experts else 0
+    return Workspace(
+        (
+            ("residual", tokens, spec.embedding_length),
+            ("normed", tokens, spec.embedding_length),
+            ("delta", tokens, spec.embedding_length),
+            ("query", tokens, spec.num_heads * spec.key_length),
+            ("key", tokens, spec.num_kv_heads * spec.key_length),
+            ("value", tokens, spec.num_kv_heads * spec.value_length),
+            ("attended", tokens, spec.num_heads * spec.value_length),
+            ("gate", tokens, spec.feed_forward_length),
+            ("up", tokens, spec.feed_forward_length),
+            ("router", experts, spec.num_experts),
+            ("expert_input", experts, spec.embedding_length),
+            ("expert_output", experts, spec.embedding_length),
+            ("outputs", outputs if spec.is_causal else 0, spec.embedding_length),
+            ("logits", outputs if spec.is_causal else 0, spec.num_vocab),
+        )
+    )
+
+
+def footprint(gguf: GGUFFile, request: LoadRequest) -> Memory:
+    """What loading ``gguf`` as ``request`` says takes on each device.
+
+    Raises:
+        ModelError: the file is not a model that can run.
+    """
+    spec = read_spec(gguf)
+    weights = [0] * (spec.num_layers + 1)
+    input_weights = 0
+    for tensor in stored_tensors(gguf, spec):
+        if tensor.layer == INPUT:
+            input_weights += tensor.nbytes
+        else:
+            weights[tensor.layer] += tensor.nbytes
+    cache = [sum(cache_bytes(spec, request))] * spec.num_layers + [0]
+    graph = workspace(spec, request).nbytes
+    cpu = DeviceMemory(id="cpu", library="cpu", weights=tuple(weights), cache=tuple(cache), graph=graph)
+    return Memory(input_weights=input_weights, cpu=cpu)
+
+
+def converted_tensors(gguf: GGUFFile, spec: ModelSpec) -> tuple[StoredTensor, ...]:
+    """Matrices that take more room in memory than in the file, because their type becomes BF16."""
+    return tuple(t for t in stored_tensors(gguf, spec) if t.storage != "vector" and t.type != t.source.type)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,1 @@
+"""What the model computes, from file facts (``spec``) to logits (``transformer``)."""

@@ -1,0 +1,1 @@
+"""Decides which model lives where: estimates, lays out, loads, evicts, and owns the runner processes."""
