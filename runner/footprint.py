@@ -12,8 +12,9 @@ CPU in the file's own format; ``blk.N.*`` belongs to layer N; ``output*`` belong
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from runner.ggml_types import BY_NAME, GGMLType, row_bytes
@@ -26,10 +27,27 @@ ROWS_PER_PANEL = 16
 INPUT = -1
 """Layer number of the input weights."""
 
-NATIVE_TYPES = frozenset(
-    "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
-)
+NATIVE_TYPES = frozenset("F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split())
 """Types that the kernels compute with as they are. Every other type is converted to BF16 at load."""
+
+PANEL_UNITS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "Q4_0": (64, 576),
+        "Q4_1": (64, 640),
+        "Q5_0": (64, 704),
+        "Q5_1": (64, 768),
+        "Q8_0": (64, 1088),
+        "Q2_K": (256, 1344),
+        "Q3_K": (256, 1792),
+        "Q4_K": (256, 2304),
+        "Q5_K": (256, 2816),
+        "Q6_K": (256, 3392),
+        "IQ4_NL": (64, 576),
+        "IQ4_XS": (256, 2176),
+        "MXFP4": (128, 1088),
+    }
+)
+"""Columns and bytes of the smallest piece of a 16-row panel (``kernels/csrc/cpu/quant_types.h``); float types have none."""
 
 CACHE_VALUE_BYTES = {"f16": 2, "f32": 4}
 
@@ -76,9 +94,13 @@ def stored_type(source: GGMLType) -> GGMLType:
 
 
 def packed_bytes(type_: GGMLType, rows: int, cols: int) -> int:
-    """Bytes of a packed matrix: whole panels of 16 rows, blocks at the size they have in the file."""
+    """Bytes of a packed matrix of a native type: whole panels of 16 rows, each of whole units or cache lines."""
     panels = -(-rows // ROWS_PER_PANEL)
-    return _aligned(panels * ROWS_PER_PANEL * row_bytes(type_, cols))
+    unit = PANEL_UNITS.get(type_.name)
+    if unit is None:
+        return panels * _aligned(ROWS_PER_PANEL * row_bytes(type_, cols))
+    columns, nbytes = unit
+    return panels * -(-cols // columns) * nbytes
 
 
 def stored_tensors(gguf: GGUFFile, spec: ModelSpec) -> tuple[StoredTensor, ...]:
@@ -129,14 +151,22 @@ def _stored(info: TensorInfo, layer: int, name: str | None = None) -> StoredTens
 # ---- cache and graph -----------------------------------------------------------------------------
 
 
-def num_cells(spec: ModelSpec, request: LoadRequest) -> int:
-    """Token positions of KV storage; none where attention is bidirectional."""
-    return request.num_ctx * request.num_parallel if spec.is_causal else 0
+def cells_per_sequence(spec: ModelSpec, request: LoadRequest, layer: int) -> int:
+    """Token positions that one sequence can hold in ``layer``.
+
+    A sliding layer holds a ring: its window, and the batch that is stored before the window moves on. None are
+    needed where attention is bidirectional.
+    """
+    if not spec.is_causal:
+        return 0
+    window = spec.window(layer)
+    return min(request.num_ctx, window + request.num_batch) if window else request.num_ctx
 
 
-def cache_bytes(spec: ModelSpec, request: LoadRequest) -> tuple[int, int]:
+def cache_bytes(spec: ModelSpec, request: LoadRequest, layer: int) -> tuple[int, int]:
     """Bytes of one layer's keys and of its values."""
-    width = CACHE_VALUE_BYTES[request.kv_cache_type] * spec.num_kv_heads * num_cells(spec, request)
+    cells = cells_per_sequence(spec, request, layer) * request.num_parallel
+    width = CACHE_VALUE_BYTES[request.kv_cache_type] * spec.num_kv_heads * cells
     return _aligned(width * spec.key_length), _aligned(width * spec.value_length)
 
 
@@ -147,7 +177,7 @@ def batch_tokens(spec: ModelSpec, request: LoadRequest) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Float32 buffers of one forward pass, as (rows, columns)."""
+    """Float32 buffers of one forward pass, as (name, rows, columns)."""
 
     shapes: tuple[tuple[str, int, int], ...]
 
@@ -162,7 +192,7 @@ class Workspace:
 def workspace(spec: ModelSpec, request: LoadRequest) -> Workspace:
     """The buffers that one device needs for the worst batch."""
     tokens = batch_tokens(spec, request)
-    outputs = max(request.num_parallel, 1)
+    outputs = request.num_parallel if spec.is_causal else 0
     experts = tokens if spec.num_experts else 0
     return Workspace(
         (
@@ -178,8 +208,8 @@ def workspace(spec: ModelSpec, request: LoadRequest) -> Workspace:
             ("router", experts, spec.num_experts),
             ("expert_input", experts, spec.embedding_length),
             ("expert_output", experts, spec.embedding_length),
-            ("outputs", outputs if spec.is_causal else 0, spec.embedding_length),
-            ("logits", outputs if spec.is_causal else 0, spec.num_vocab),
+            ("outputs", outputs, spec.embedding_length),
+            ("logits", outputs, spec.num_vocab),
         )
     )
 
@@ -198,9 +228,9 @@ def footprint(gguf: GGUFFile, request: LoadRequest) -> Memory:
             input_weights += tensor.nbytes
         else:
             weights[tensor.layer] += tensor.nbytes
-    cache = [sum(cache_bytes(spec, request))] * spec.num_layers + [0]
+    cache = [sum(cache_bytes(spec, request, layer)) for layer in range(spec.num_layers)]
     graph = workspace(spec, request).nbytes
-    cpu = DeviceMemory(id="cpu", library="cpu", weights=tuple(weights), cache=tuple(cache), graph=graph)
+    cpu = DeviceMemory(id="cpu", library="cpu", weights=tuple(weights), cache=(*cache, 0), graph=graph)
     return Memory(input_weights=input_weights, cpu=cpu)
 
 

@@ -1,6 +1,7 @@
 """Keys and values of past tokens, one cell per token position.
 
-Every sequence gets ``num_ctx`` consecutive cells when it is opened and gives them back when it is closed.
+Every sequence gets ``num_ctx`` consecutive cells when it is opened and gives them back when it is closed; in layers
+that see a sliding window it gets only as many as the window needs, and uses them in turn.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner.sequence import Sequence
+from runner.sequence import NO_CELLS, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,12 @@ class KVCache:
     A model without a cache (bidirectional attention) has no layers; its sequences have no cells.
     """
 
-    def __init__(self, layers: Seq[CacheLayer], *, num_ctx: int, num_parallel: int) -> None:
+    def __init__(self, layers: Seq[CacheLayer], *, num_ctx: int, num_parallel: int, window_cells: int = 0) -> None:
+        """``window_cells``: cells that a sequence has in each sliding layer, 0 without such layers."""
         self.layers = tuple(layers)
         self.num_ctx = num_ctx
         self.num_parallel = num_parallel
+        self._window_cells = window_cells
         self._free = list(range(num_parallel - 1, -1, -1))
         self._places: dict[int, int] = {}  # id(sequence) → place
 
@@ -39,9 +42,7 @@ class KVCache:
         if not self._free:
             return None
         place = self._free.pop()
-        start = place * self.num_ctx
-        cells = np.arange(start, start + self.num_ctx, dtype=np.int32) if self.layers else np.empty(0, np.int32)
-        sequence = Sequence(cells)
+        sequence = Sequence(self._cells(place, self.num_ctx), self._cells(place, self._window_cells))
         self._places[id(sequence)] = place
         return sequence
 
@@ -52,6 +53,12 @@ class KVCache:
             KeyError: the sequence is not open.
         """
         self._free.append(self._places.pop(id(sequence)))
+
+    def _cells(self, place: int, num_cells: int) -> np.ndarray:
+        """The cell of every position of the sequence at ``place``, which has ``num_cells`` of its own, used in turn."""
+        if not self.layers or not num_cells:
+            return NO_CELLS
+        return place * num_cells + np.arange(self.num_ctx, dtype=np.int32) % np.int32(num_cells)
 
     @property
     def num_open(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from runner.devices.base import Bytes, Device, OutOfMemoryError
 from runner.devices.cpu import CpuDevice
-from runner.footprint import cache_bytes, converted_tensors, footprint, num_cells, workspace
+from runner.footprint import cache_bytes, cells_per_sequence, converted_tensors, footprint, workspace
 from runner.gguf import GGUFFile, open_gguf
 from runner.kernels import Kernels
 from runner.kv_cache import CacheLayer, KVCache
@@ -142,21 +142,20 @@ class Loader:
 
     def _is_allocated_for(self, request: LoadRequest) -> bool:
         allocated = self._allocation
-        return allocated is not None and allocated.request == request.model_copy(
-            update={"operation": Operation.ALLOC}
-        )
+        return allocated is not None and allocated.request == request.model_copy(update={"operation": Operation.ALLOC})
 
     def _allocate(self, request: LoadRequest, memory: Memory) -> Allocation:
         spec = self.spec
         placed = allocate(self.gguf, spec, self._device, use_mmap=request.use_mmap)
-        cache = tuple(self._cache_layer(request) for _ in range(spec.num_layers if spec.is_causal else 0))
+        cache = tuple(self._cache_layer(request, i) for i in range(spec.num_layers if spec.is_causal else 0))
         slab = self._device.allocate(workspace(spec, request).nbytes)
         return Allocation(request, memory, placed, cache, slab)
 
-    def _cache_layer(self, request: LoadRequest) -> CacheLayer:
-        spec, cells = self.spec, num_cells(self.spec, request)
+    def _cache_layer(self, request: LoadRequest, layer: int) -> CacheLayer:
+        spec = self.spec
+        cells = request.num_parallel * cells_per_sequence(spec, request, layer)
         dtype = CACHE_DTYPES[request.kv_cache_type]
-        key_bytes, value_bytes = cache_bytes(spec, request)
+        key_bytes, value_bytes = cache_bytes(spec, request, layer)
         slab = self._device.allocate(key_bytes + value_bytes)
 
         def heads(part: Bytes, length: int) -> np.ndarray:
@@ -164,6 +163,14 @@ class Loader:
             return part.view(dtype)[:count].reshape(cells, spec.num_kv_heads, length)
 
         return CacheLayer(heads(slab[:key_bytes], spec.key_length), heads(slab[key_bytes:], spec.value_length))
+
+    def _cache(self, allocation: Allocation) -> KVCache:
+        spec, request = self.spec, allocation.request
+        sliding = [i for i in range(spec.num_layers) if spec.window(i)]
+        window_cells = cells_per_sequence(spec, request, sliding[0]) if sliding else 0
+        return KVCache(
+            allocation.cache, num_ctx=request.num_ctx, num_parallel=request.num_parallel, window_cells=window_cells
+        )
 
     def _read(self, allocation: Allocation) -> None:
         try:
@@ -194,7 +201,7 @@ class Loader:
             spec=self.spec,
             tokenizer=tokenizer,
             transformer=Transformer(self.spec, weights, allocation.cache, buffers, self._kernels),
-            cache=KVCache(allocation.cache, num_ctx=request.num_ctx, num_parallel=request.num_parallel),
+            cache=self._cache(allocation),
             request=request,
             kernels=self._kernels,
         )

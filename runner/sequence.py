@@ -24,11 +24,13 @@ NO_CELLS: Int32Array = np.empty(0, np.int32)
 class Sequence:
     """One request's place in the KV cache.
 
-    ``cells`` has room for every position the sequence may reach; ``num_past`` positions are filled.
-    A bidirectional model has no cache: its sequences have no cells.
+    ``cells[p]`` is the cell of position p in layers that see everything, ``sliding_cells[p]`` in layers that see a
+    window (cells recur there). Both have room for every position the sequence may reach; ``num_past`` positions are
+    filled. A bidirectional model has no cache: its sequences have no cells.
     """
 
     cells: Int32Array = field(default_factory=lambda: NO_CELLS)
+    sliding_cells: Int32Array = field(default_factory=lambda: NO_CELLS)
     num_past: int = 0
 
 
@@ -46,14 +48,16 @@ class Segment:
 class Batch:
     """The input of one forward pass. T tokens, N sequences.
 
-    ``cells`` are the cells of all sequences one after the other; position p of the sequence of row t is
-    ``cells[offsets[t] + p]``. ``outputs`` are the rows whose logits are wanted, ascending.
+    ``cells`` are the cells of all sequences one after the other; position p of the sequence of row t lies in cell
+    ``cells[offsets[t] + p]``, in sliding layers in ``sliding_cells[offsets[t] + p]``. ``outputs`` are the rows whose
+    logits are wanted, ascending.
     """
 
     tokens: Int32Array  # (T,)
     positions: Int32Array  # (T,)
     offsets: Int32Array  # (T,)
     cells: Int32Array
+    sliding_cells: Int32Array
     outputs: Int32Array
     segments: tuple[Segment, ...]  # N
 
@@ -65,6 +69,7 @@ class Batch:
         """
         tokens: list[Int32Array] = []
         cells: list[Int32Array] = []
+        sliding_cells: list[Int32Array] = []
         segments: list[Segment] = []
         outputs: list[int] = []
         row = offset = 0
@@ -75,10 +80,10 @@ class Batch:
                 raise ValueError(f"position {end - 1} lies past the {sequence.cells.size} cells of its sequence")
             segments.append(Segment(row, row + ids.size, sequence.num_past, offset))
             tokens.append(ids)
-            visible = sequence.cells[:end]
-            cells.append(visible)
+            cells.append(sequence.cells[:end])
+            sliding_cells.append(sequence.sliding_cells[:end])
             row += ids.size
-            offset += visible.size if sequence.cells.size else 0
+            offset += cells[-1].size
             if output == "all":
                 outputs.extend(range(row - ids.size, row))
             elif output == "last":
@@ -88,6 +93,7 @@ class Batch:
             positions=_joined([np.arange(s.first_position, s.first_position + s.stop - s.start) for s in segments]),
             offsets=_joined([np.full(s.stop - s.start, s.cells_offset) for s in segments]),
             cells=_joined(cells),
+            sliding_cells=_joined(sliding_cells),
             outputs=np.asarray(outputs, np.int32),
             segments=tuple(segments),
         )
@@ -96,9 +102,9 @@ class Batch:
     def num_tokens(self) -> int:
         return self.tokens.size
 
-    def slots(self) -> Int32Array:
-        """The cell that each row's own key and value go to. Shape (T,)."""
-        return self.cells[self.offsets + self.positions]
+    def own(self, cells: Int32Array) -> Int32Array:
+        """The cell of each row's own position, out of ``cells`` or ``sliding_cells``. Shape (T,)."""
+        return cells[self.offsets + self.positions]
 
     def causal_rows(self, window: int) -> Int32Array:
         """What each row sees, for ``Kernels.attention``: (offset, first position, end). Shape (T, 3).

@@ -56,9 +56,7 @@ class Difference:
 
     def within(self, tolerance: dict[str, float]) -> bool:
         near_tie = self.margin < 2 * tolerance["max_abs"]
-        return (
-            self.kl <= tolerance["kl"] and self.max_abs <= tolerance["max_abs"] and (self.same_top or near_tie)
-        )
+        return self.kl <= tolerance["kl"] and self.max_abs <= tolerance["max_abs"] and (self.same_top or near_tie)
 
 
 def compare(logits: np.ndarray, reference: np.ndarray) -> Difference:

@@ -48,12 +48,12 @@ class Attention:
         if self._k_norm is not None:
             per_head = views.key.reshape(-1, self._key_length)
             kernels.rms_norm(per_head, self._k_norm, self._epsilon, per_head)
-        rotary = self._visibility(step).rotary
-        if rotary is not None:
-            kernels.rope(views.query_heads, rotary, self._is_neox)
-            kernels.rope(views.key_heads, rotary, self._is_neox)
+        seen = self._visibility(step)
+        if seen.rotary is not None:
+            kernels.rope(views.query_heads, seen.rotary, self._is_neox)
+            kernels.rope(views.key_heads, seen.rotary, self._is_neox)
         if self._cache is not None:
-            kernels.store_kv(views.key_heads, views.value_heads, self._cache.keys, self._cache.values, step.slots)
+            kernels.store_kv(views.key_heads, views.value_heads, self._cache.keys, self._cache.values, seen.slots)
 
     def attend(self, step: Step, views: Views, only: Int32Array | None) -> None:
         """Fills ``views.attended`` and ``views.delta``.
@@ -61,13 +61,13 @@ class Attention:
         ``only`` selects the rows to compute; they become the first rows of both buffers, of which ``views`` must
         then hold ``only.size``.
         """
-        rows = self._visibility(step).rows
-        query = views.query_heads
+        seen = self._visibility(step)
+        rows, query = seen.rows, views.query_heads
         if only is not None:
             rows = rows[only]
             query = views.buffers["query"].reshape(len(views.buffers["query"]), *query.shape[1:])[only]
         keys, values = self._stored(step, views)
-        step.kernels.attention(query, keys, values, step.cells, rows, self._scale, 0.0, views.attended_heads)
+        step.kernels.attention(query, keys, values, seen.cells, rows, self._scale, 0.0, views.attended_heads)
         step.kernels.linear(views.attended, self._output, (views.delta,), self._output_bias)
 
     def _visibility(self, step: Step) -> Visibility:

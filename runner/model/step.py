@@ -59,10 +59,12 @@ class Views:
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """What the layers of one kind (full or sliding) see: attention rows (T, 3) and rotary table (T, dims)."""
+    """What the layers of one kind (full or sliding) see and where they store."""
 
-    rows: Int32Array
-    rotary: Float32Array | None
+    rows: Int32Array  # (T, 3), see Kernels.attention
+    rotary: Float32Array | None  # (T, dims)
+    cells: Int32Array  # of all sequences, one after the other
+    slots: Int32Array  # (T,) where each row's own key and value go
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,5 @@ class Step:
     """One forward pass as its layers see it."""
 
     kernels: Kernels
-    cells: Int32Array  # of all sequences, one after the other
-    slots: Int32Array  # (T,) where each row's own key and value go
     full: Visibility
     sliding: Visibility

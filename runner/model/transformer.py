@@ -94,19 +94,24 @@ class Transformer:
 
     def _step(self, batch: Batch) -> Step:
         spec = self.spec
-        has_rotary = spec.rope.layout != "none"
-        if spec.is_causal:
-            full = Visibility(batch.causal_rows(0), self._rotary(batch.positions) if has_rotary else None)
-            sliding = full
-            if spec.sliding_window:
-                sliding = Visibility(
-                    batch.causal_rows(spec.sliding_window),
-                    self._sliding_rotary(batch.positions) if has_rotary else None,
-                )
-            return Step(self._kernels, batch.cells, batch.slots(), full, sliding)
-        full = Visibility(batch.bidirectional_rows(), self._rotary(batch.positions) if has_rotary else None)
-        rows = np.arange(batch.num_tokens, dtype=np.int32)
-        return Step(self._kernels, rows, rows, full, full)
+        if not spec.is_causal:
+            own = np.arange(batch.num_tokens, dtype=np.int32)
+            everything = Visibility(batch.bidirectional_rows(), self._rotated(self._rotary, batch), own, own)
+            return Step(self._kernels, everything, everything)
+        full = sliding = Visibility(
+            batch.causal_rows(0), self._rotated(self._rotary, batch), batch.cells, batch.own(batch.cells)
+        )
+        if spec.sliding_window:
+            sliding = Visibility(
+                batch.causal_rows(spec.sliding_window),
+                self._rotated(self._sliding_rotary, batch),
+                batch.sliding_cells,
+                batch.own(batch.sliding_cells),
+            )
+        return Step(self._kernels, full, sliding)
+
+    def _rotated(self, table: RotaryTable, batch: Batch) -> Float32Array | None:
+        return table(batch.positions) if self.spec.rope.layout != "none" else None
 
 
 class Embedding:

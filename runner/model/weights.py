@@ -118,9 +118,7 @@ def allocate(gguf: GGUFFile, spec: ModelSpec, device: Device, *, use_mmap: bool)
     sizes = [0 if use_mmap and _stays_in_file(tensor) else tensor.nbytes for tensor in tensors]
     slab = device.allocate(sum(sizes))
     ends = np.cumsum(sizes)
-    return tuple(
-        Placed(tensor, slab[end - size : end]) for tensor, size, end in zip(tensors, sizes, ends, strict=True)
-    )
+    return tuple(Placed(tensor, slab[end - size : end]) for tensor, size, end in zip(tensors, sizes, ends, strict=True))
 
 
 def load(

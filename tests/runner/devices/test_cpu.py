@@ -1,0 +1,35 @@
+"""Slabs of host memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runner.devices.base import OutOfMemoryError
+from runner.devices.cpu import HUGE_PAGE_BYTES, CpuDevice
+
+
+@pytest.mark.parametrize("nbytes", [1, 64, 4097, HUGE_PAGE_BYTES, 3 * HUGE_PAGE_BYTES + 5])
+def test_a_slab_is_zeroed_aligned_and_as_large_as_asked(nbytes: int) -> None:
+    slab = CpuDevice().allocate(nbytes)
+    assert slab.size == nbytes
+    assert slab.ctypes.data % (HUGE_PAGE_BYTES if nbytes >= HUGE_PAGE_BYTES else 64) == 0
+    assert not slab.any()
+    slab[-1] = 1
+
+
+def test_nothing_asked_is_nothing_taken() -> None:
+    assert CpuDevice().allocate(0).size == 0
+
+
+def test_more_than_there_is_names_both_numbers() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"out of memory on cpu: \d+ bytes asked, \d+ bytes free") as caught:
+        CpuDevice().allocate(1 << 60)
+    assert caught.value.asked_bytes == 1 << 60
+    assert caught.value.free_bytes > 0
+
+
+def test_the_device_tells_what_it_has() -> None:
+    info = CpuDevice().info()
+    assert 0 < info.free_bytes <= info.total_bytes
+    assert np.isfinite(info.total_bytes)

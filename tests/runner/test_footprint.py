@@ -1,0 +1,128 @@
+"""What a model takes: by hand for one small model, and equal to what loading really takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runner.footprint import (
+    NATIVE_TYPES,
+    converted_tensors,
+    footprint,
+    packed_bytes,
+    stored_tensors,
+    stored_type,
+    workspace,
+)
+from runner.ggml_types import BY_NAME
+from runner.gguf import open_gguf
+from runner.kernels import Kernels
+from runner.model.spec import ModelError, UnknownArchitectureError, read_spec
+from runner.protocol import LoadRequest, Operation
+from tests.runner.loading import load
+
+REQUEST = LoadRequest(operation=Operation.FIT, num_ctx=128, num_batch=32)
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "bert")
+
+
+@pytest.mark.parametrize("name", sorted(NATIVE_TYPES))
+@pytest.mark.parametrize(("rows", "cols"), [(1, 256), (16, 512), (37, 768)])
+def test_packed_bytes_is_what_the_kernels_ask_for(name: str, rows: int, cols: int, fast: Kernels) -> None:
+    type_ = BY_NAME[name]
+    assert packed_bytes(type_, rows, cols) == fast.packed_bytes(type_.id, rows, cols)
+
+
+@pytest.mark.parametrize("cols", [32, 96, 160])
+def test_packed_bytes_of_half_a_unit(cols: int, fast: Kernels) -> None:
+    for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"):
+        assert packed_bytes(BY_NAME[name], 16, cols) == fast.packed_bytes(BY_NAME[name].id, 16, cols)
+
+
+def test_a_packed_q4_0_matrix_by_hand() -> None:
+    # 37 rows are 3 panels; 128 columns are 4 blocks of 18 bytes for each of 16 rows.
+    assert packed_bytes(BY_NAME["Q4_0"], 37, 128) == 3 * 16 * 4 * 18
+
+
+def test_types_without_a_kernel_become_bfloat16_and_the_footprint_says_so() -> None:
+    assert stored_type(BY_NAME["IQ2_XXS"]).name == "BF16"
+    assert stored_type(BY_NAME["Q4_K"]).name == "Q4_K"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_cache_grows_with_context_and_sequences(architecture: str, tiny_models: Callable[..., Path]) -> None:
+    with open_gguf(tiny_models(architecture)) as gguf:
+        one = footprint(gguf, REQUEST)
+        four = footprint(gguf, REQUEST.model_copy(update={"num_parallel": 4}))
+        spec = read_spec(gguf)
+    assert sum(four.cpu.cache) == 4 * sum(one.cpu.cache)
+    assert (sum(one.cpu.cache) == 0) == (not spec.is_causal)
+    assert four.cpu.weights == one.cpu.weights
+    assert len(one.cpu.weights) == len(one.cpu.cache) == spec.num_layers + 1
+
+
+def test_tied_embeddings_are_counted_twice(tiny_models: Callable[..., Path]) -> None:
+    with open_gguf(tiny_models("qwen2")) as gguf:
+        spec = read_spec(gguf)
+        embedding = gguf.tensors["token_embd.weight"]
+        assert "output.weight" not in gguf.tensors
+        memory = footprint(gguf, REQUEST)
+    cols, rows = embedding.shape
+    assert memory.input_weights >= embedding.nbytes
+    assert memory.cpu.weights[spec.num_layers] >= packed_bytes(stored_type(embedding.type), rows, cols)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loading_takes_exactly_what_the_footprint_says(
+    architecture: str, tiny_models: Callable[..., Path], fast: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner.devices.cpu import CpuDevice
+
+    taken: list[int] = []
+    allocate = CpuDevice.allocate
+    monkeypatch.setattr(CpuDevice, "allocate", lambda self, n: (taken.append(n), allocate(self, n))[1])
+    path = tiny_models(architecture)
+    load(path, fast, num_ctx=128, num_batch=32, use_mmap=False)
+    with open_gguf(path) as gguf:
+        assert sum(taken) == footprint(gguf, REQUEST).total_bytes
+
+
+def test_unknown_tensors_are_refused_by_name(tiny_models: Callable[..., Path]) -> None:
+    with open_gguf(tiny_models("llama")) as gguf:
+        spec = read_spec(gguf)
+        odd = next(iter(gguf.tensors.values()))
+        tensors = {**gguf.tensors, "blk.0.attn_sinks.weight": odd}
+        with pytest.raises(ModelError, match=r"attn_k\.oops"):
+            stored_tensors(_Renamed(tensors, odd, "blk.0.attn_k.oops"), spec)  # type: ignore[arg-type]
+
+
+def test_unknown_architectures_are_refused_with_the_known_ones() -> None:
+    class File:
+        architecture = "abacus"
+        metadata: dict[str, object] = {}
+        tensors: dict[str, object] = {}
+
+    with pytest.raises(UnknownArchitectureError, match="'abacus' is not known; known are: bert, gemma3, llama"):
+        read_spec(File())  # type: ignore[arg-type]
+
+
+def test_converted_tensors_are_those_without_a_native_type(tiny_models: Callable[..., Path]) -> None:
+    with open_gguf(tiny_models("llama", "Q4_0")) as gguf:
+        assert converted_tensors(gguf, read_spec(gguf)) == ()
+
+
+def test_the_workspace_holds_a_whole_input_where_attention_is_bidirectional(tiny_models: Callable[..., Path]) -> None:
+    with open_gguf(tiny_models("bert")) as gguf:
+        rows = {name: rows for name, rows, _ in workspace(read_spec(gguf), REQUEST)}
+    assert rows["residual"] == 128
+    assert rows["logits"] == 0
+
+
+class _Renamed:
+    """A file whose one tensor has another name."""
+
+    def __init__(self, tensors: dict[str, object], info: object, name: str) -> None:
+        from dataclasses import replace
+
+        self.tensors = {name: replace(info, name=name)}  # type: ignore[type-var]
