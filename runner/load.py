@@ -21,6 +21,7 @@ from runner.gguf import GGUFFile, open_gguf
 from runner.kernels import Kernels
 from runner.kv_cache import CacheLayer, KVCache
 from runner.model.spec import ModelSpec, read_spec
+from runner.model.stage import Place
 from runner.model.step import Buffers
 from runner.model.transformer import Transformer
 from runner.model.weights import Placed, Weights, allocate, load
@@ -59,7 +60,7 @@ class Allocation:
     workspace: Bytes
 
 
-class _Stopped(Exception):
+class _StopError(Exception):
     """close came while the weights were being read."""
 
 
@@ -176,7 +177,7 @@ class Loader:
         try:
             self.model = self._build(allocation)
             self._health = Health(status=Status.READY, progress=1.0)
-        except _Stopped:
+        except _StopError:
             logger.info("loading was stopped")
         except Exception as error:  # the thread's edge: whatever went wrong is told through health
             logger.exception("error loading model")
@@ -190,17 +191,17 @@ class Loader:
         def advance(nbytes: int) -> None:
             nonlocal done
             if self._stopping.is_set():
-                raise _Stopped
+                raise _StopError
             done += nbytes
             self._health = Health(status=Status.LOADING, progress=done / total)
 
         request = allocation.request
         weights = Weights(self.spec, load(self.gguf, allocation.placed, self._kernels, advance))
-        buffers = Buffers(workspace(self.spec, request), allocation.workspace)
+        place = Place(self._kernels, Buffers(workspace(self.spec, request), allocation.workspace))
         return LoadedModel(
             spec=self.spec,
             tokenizer=tokenizer,
-            transformer=Transformer(self.spec, weights, allocation.cache, buffers, self._kernels),
+            transformer=Transformer(self.spec, weights, allocation.cache, place, (place,) * (self.spec.num_layers + 1)),
             cache=self._cache(allocation),
             request=request,
             kernels=self._kernels,

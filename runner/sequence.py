@@ -90,7 +90,7 @@ class Batch:
                 outputs.append(row - 1)
         return cls(
             tokens=_joined(tokens),
-            positions=_joined([np.arange(s.first_position, s.first_position + s.stop - s.start) for s in segments]),
+            positions=_joined([_positions(s) for s in segments]),
             offsets=_joined([np.full(s.stop - s.start, s.cells_offset) for s in segments]),
             cells=_joined(cells),
             sliding_cells=_joined(sliding_cells),
@@ -104,7 +104,7 @@ class Batch:
 
     def own(self, cells: Int32Array) -> Int32Array:
         """The cell of each row's own position, out of ``cells`` or ``sliding_cells``. Shape (T,)."""
-        return cells[self.offsets + self.positions]
+        return np.take(cells, self.offsets + self.positions)
 
     def causal_rows(self, window: int) -> Int32Array:
         """What each row sees, for ``Kernels.attention``: (offset, first position, end). Shape (T, 3).
@@ -123,6 +123,10 @@ class Batch:
         for segment in self.segments:
             rows[segment.start : segment.stop] = (segment.start, 0, segment.stop - segment.start)
         return rows
+
+
+def _positions(segment: Segment) -> Int32Array:
+    return np.arange(segment.first_position, segment.first_position + segment.stop - segment.start, dtype=np.int32)
 
 
 def _joined(parts: list[Int32Array]) -> Int32Array:

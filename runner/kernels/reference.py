@@ -35,6 +35,7 @@ class ReferenceKernels:
 
     name = "reference"
     isa = "numpy"
+    num_thread = 1
 
     def accepts(self, type_id: int) -> bool:
         """Whether matrices of this type can be packed without conversion."""
@@ -78,17 +79,17 @@ class ReferenceKernels:
         out[:] = x * scale.astype(np.float32) * (1.0 if weight is None else weight)
 
     def add_rms_norm(
-        self, residual: Float32Array, delta: Float32Array, weight: Float32Array, eps: float, out: Float32Array
+        self, residual: Float32Array, delta: Float32Array, weight: Float32Array | None, eps: float, out: Float32Array
     ) -> None:
         residual += delta
         self.rms_norm(residual, weight, eps, out)
 
     def layer_norm(
-        self, x: Float32Array, weight: Float32Array, bias: Float32Array | None, eps: float, out: Float32Array
+        self, x: Float32Array, weight: Float32Array | None, bias: Float32Array | None, eps: float, out: Float32Array
     ) -> None:
         centered = x - x.mean(axis=-1, keepdims=True, dtype=np.float64)
         scale = 1.0 / np.sqrt(np.mean(np.square(centered), axis=-1, keepdims=True) + eps)
-        out[:] = (centered * scale).astype(np.float32) * weight
+        out[:] = (centered * scale).astype(np.float32) * (1.0 if weight is None else weight)
         if bias is not None:
             out += bias
 

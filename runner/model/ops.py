@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,7 @@ def pool(hidden: Float32Array, pooling: str) -> Float32Array:
     return POOLERS[pooling](hidden)
 
 
-POOLERS = {
+POOLERS: Mapping[str, Callable[[Float32Array], Float32Array]] = {
     "mean": lambda hidden: hidden.mean(axis=0, dtype=np.float64).astype(np.float32),
     "cls": lambda hidden: hidden[0],
     "last": lambda hidden: hidden[-1],

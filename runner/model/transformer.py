@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -11,51 +12,54 @@ from runner.kv_cache import CacheLayer
 from runner.model.attention import Attention
 from runner.model.ffn import feed_forward
 from runner.model.ops import RotaryTable, pool
-from runner.model.spec import ModelSpec
-from runner.model.step import Buffers, Float32Array, Step, Views, Visibility
-from runner.model.weights import LayerWeights, Weights
+from runner.model.spec import ModelSpec, NormPlacement
+from runner.model.stage import Hidden, Layer, Place, stages
+from runner.model.step import Float32Array, Step, Views, Visibility
+from runner.model.weights import LayerWeights, RawRows, Weights
 from runner.sequence import Batch, Int32Array
 
 
 class Transformer:
-    """A loaded model. One forward pass at a time; results are views of buffers that the next pass overwrites."""
+    """A loaded model. One forward pass at a time; results are views of buffers that the next pass overwrites.
+
+    ``places`` says where each layer lies, the output layer last; ``host`` is the CPU, where tokens become vectors.
+    """
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, cache: Seq[CacheLayer], buffers: Buffers, kernels: Kernels
+        self, spec: ModelSpec, weights: Weights, cache: Seq[CacheLayer], host: Place, places: Seq[Place]
     ) -> None:
         self.spec = spec
-        self._weights = weights
-        self._buffers = buffers
-        self._kernels = kernels
-        self._layers = tuple(
-            _LAYERS[spec.facts.placement](spec, weights.layer(i), i, cache[i] if cache else None)
-            for i in range(spec.num_layers)
-        )
+        self._host = host
+        layer_kind = _LAYERS[spec.facts.placement]
+        layers = [layer_kind(spec, weights.layer(i), i, cache[i] if cache else None) for i in range(spec.num_layers)]
+        self._stages = stages(layers, places[:-1])
         factors = weights.get("rope_freqs.weight")
         self._rotary = RotaryTable(spec.rope, factors)
         self._sliding_rotary = RotaryTable(spec.sliding_rope, factors) if spec.sliding_window else self._rotary
         self._embedding = Embedding(spec, weights)
+        self._head = places[-1]
         self._output = (weights.need("output.weight"),) if spec.is_causal else ()
         self._output_norm = weights.get("output_norm.weight")
 
     @property
     def max_tokens(self) -> int:
         """Tokens that one batch may have."""
-        return len(self._buffers["residual"])
+        return len(self._host.buffers["residual"])
 
     def forward(self, batch: Batch) -> Float32Array:
         """Logits of the rows that ``batch.outputs`` names, shape (num_outputs, num_vocab).
 
         Stores keys and values of every row. Raises ValueError if the batch or its outputs exceed the buffers.
         """
-        self._check(batch, len(self._buffers["logits"]))
+        buffers, kernels = self._head.buffers, self._head.kernels
+        self._check(batch, len(buffers["logits"]))
         num_outputs = batch.outputs.size
         hidden = self._run(batch, batch.outputs)
-        logits = self._buffers["logits"][:num_outputs]
+        logits = buffers["logits"][:num_outputs]
         if num_outputs:
-            normed = self._buffers["outputs"][:num_outputs]
-            self._kernels.rms_norm(hidden, self._output_norm, self.spec.norm_epsilon, normed)
-            self._kernels.linear(normed, self._output, (logits,))
+            normed = buffers["outputs"][:num_outputs]
+            kernels.rms_norm(hidden, self._output_norm, self.spec.norm_epsilon, normed)
+            kernels.linear(normed, self._output, (logits,))
             if self.spec.final_softcap:
                 cap = np.float32(self.spec.final_softcap)
                 np.tanh(np.divide(logits, cap, out=logits), out=logits)
@@ -67,7 +71,7 @@ class Transformer:
         self._check(batch, batch.outputs.size)
         hidden = self._run(batch, np.arange(batch.num_tokens, dtype=np.int32))
         if self._output_norm is not None:
-            self._kernels.rms_norm(hidden, self._output_norm, self.spec.norm_epsilon, hidden)
+            self._head.kernels.rms_norm(hidden, self._output_norm, self.spec.norm_epsilon, hidden)
         return np.stack([pool(hidden[s.start : s.stop], self.spec.pooling or "mean") for s in batch.segments])
 
     def _check(self, batch: Batch, max_outputs: int) -> None:
@@ -77,38 +81,43 @@ class Transformer:
             raise ValueError(f"a batch asks for {batch.outputs.size} rows of logits; allowed are {max_outputs}")
 
     def _run(self, batch: Batch, outputs: Int32Array) -> Float32Array:
-        """Hidden states of the rows in ``outputs`` after the last layer, before the output norm."""
-        step = self._step(batch)
-        views = Views(self._buffers, self.spec, batch.num_tokens)
-        self._embedding(step, batch, views)
-        is_pending = False  # whether views.delta still has to be added to views.residual
-        for layer in self._layers[:-1]:
-            is_pending = layer(step, views, is_pending, None)
-        only = outputs if outputs.size < batch.num_tokens else None
-        last = self._layers[-1]
-        is_pending = last(step, views, is_pending, only)
-        views = views if only is None else Views(self._buffers, self.spec, outputs.size)
-        if is_pending and outputs.size:
-            self._kernels.add(views.residual, views.delta)
-        return views.residual
+        """Hidden states of the rows in ``outputs`` after the last layer, before the output norm, on the head's device.
 
-    def _step(self, batch: Batch) -> Step:
+        Rows that are not wanted leave the pass in the last layer, as soon as their keys and values are stored.
+        """
+        hidden = Hidden(self._host, Views(self._host.buffers, self.spec, batch.num_tokens))
+        full, sliding = self._visibility(batch)
+        self._embedding(self._host.kernels, batch, hidden.views)
+        only = outputs if outputs.size < batch.num_tokens else None
+        last = self._stages[-1].layers[-1]
+        for stage in self._stages:
+            hidden.move_to(stage.place, self.spec)
+            step = Step(stage.place.kernels, full, sliding)
+            for layer in stage.layers:
+                hidden.is_pending = layer(step, hidden.views, hidden.is_pending, only if layer is last else None)
+        if only is not None:
+            hidden.narrow(only, self.spec)
+        hidden.settle()
+        hidden.move_to(self._head, self.spec)
+        return hidden.views.residual
+
+    def _visibility(self, batch: Batch) -> tuple[Visibility, Visibility]:
+        """What full and what sliding layers see."""
         spec = self.spec
         if not spec.is_causal:
             own = np.arange(batch.num_tokens, dtype=np.int32)
             everything = Visibility(batch.bidirectional_rows(), self._rotated(self._rotary, batch), own, own)
-            return Step(self._kernels, everything, everything)
-        full = sliding = Visibility(
-            batch.causal_rows(0), self._rotated(self._rotary, batch), batch.cells, batch.own(batch.cells)
+            return everything, everything
+        full = Visibility(batch.causal_rows(0), self._rotated(self._rotary, batch), batch.cells, batch.own(batch.cells))
+        if not spec.sliding_window:
+            return full, full
+        sliding = Visibility(
+            batch.causal_rows(spec.sliding_window),
+            self._rotated(self._sliding_rotary, batch),
+            batch.sliding_cells,
+            batch.own(batch.sliding_cells),
         )
-        if spec.sliding_window:
-            sliding = Visibility(
-                batch.causal_rows(spec.sliding_window),
-                self._rotated(self._sliding_rotary, batch),
-                batch.sliding_cells,
-                batch.own(batch.sliding_cells),
-            )
-        return Step(self._kernels, full, sliding)
+        return full, sliding
 
     def _rotated(self, table: RotaryTable, batch: Batch) -> Float32Array | None:
         return table(batch.positions) if self.spec.rope.layout != "none" else None
@@ -125,24 +134,23 @@ class Embedding:
         self._norm = weights.get("token_embd_norm.weight")
         self._norm_bias = weights.get("token_embd_norm.bias")
 
-    def __call__(self, step: Step, batch: Batch, views: Views) -> None:
+    def __call__(self, kernels: Kernels, batch: Batch, views: Views) -> None:
         """Fills ``views.residual``."""
-        kernels = step.kernels
         tokens = self._tokens
         kernels.embed(
             tokens.type_id, tokens.data, tokens.cols, batch.tokens, views.residual, self._spec.embedding_scale
         )
         if self._positions is not None:
-            self._add(step, views, self._positions, batch.positions)
+            self._add(kernels, views, self._positions, batch.positions)
         if self._types is not None:
-            self._add(step, views, self._types, np.zeros(batch.num_tokens, np.int32))
+            self._add(kernels, views, self._types, np.zeros(batch.num_tokens, np.int32))
         if self._norm is not None:
             kernels.layer_norm(views.residual, self._norm, self._norm_bias, self._spec.norm_epsilon, views.residual)
 
     @staticmethod
-    def _add(step: Step, views: Views, table: object, ids: Int32Array) -> None:
-        step.kernels.embed(table.type_id, table.data, table.cols, ids, views.delta, 1.0)  # type: ignore[attr-defined]
-        step.kernels.add(views.residual, views.delta)
+    def _add(kernels: Kernels, views: Views, table: RawRows, ids: Int32Array) -> None:
+        kernels.embed(table.type_id, table.data, table.cols, ids, views.delta, 1.0)
+        kernels.add(views.residual, views.delta)
 
 
 class PreNormLayer:
@@ -162,10 +170,6 @@ class PreNormLayer:
         self._post_ffw_norm = layer.vector("post_ffw_norm.weight", width)
 
     def __call__(self, step: Step, views: Views, is_pending: bool, only: Int32Array | None) -> bool:
-        """Runs the layer; returns whether ``views.delta`` is still to be added to ``views.residual``.
-
-        ``only`` restricts what follows the keys and values to some rows, which become the buffers' first rows.
-        """
         kernels, epsilon = step.kernels, self._spec.norm_epsilon
         if is_pending:
             kernels.add_rms_norm(views.residual, views.delta, self._attn_norm, epsilon, views.normed)
@@ -217,4 +221,8 @@ class PostNormLayer:
         step.kernels.layer_norm(views.residual, weight, bias, self._spec.norm_epsilon, views.residual)
 
 
-_LAYERS = {"pre": PreNormLayer, "sandwich": PreNormLayer, "post": PostNormLayer}
+_LAYERS: Mapping[NormPlacement, Callable[[ModelSpec, LayerWeights, int, CacheLayer | None], Layer]] = {
+    "pre": PreNormLayer,
+    "sandwich": PreNormLayer,
+    "post": PostNormLayer,
+}

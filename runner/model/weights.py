@@ -91,7 +91,7 @@ class LayerWeights:
 
     def vector(self, name: str, size: int) -> Float32Array | None:
         """A vector whose length must be ``size``, or None if the file has none."""
-        vector = self.get(name)
+        vector: Float32Array | None = self.get(name)
         if vector is not None and vector.shape != (size,):
             raise ModelError(f"{self.prefix}{name} has shape {vector.shape}; ({size},) is needed")
         return vector

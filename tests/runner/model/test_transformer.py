@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.kernels import Kernels
+from runner.kernels import Kernels, select
 from runner.load import LoadedModel
 from runner.sequence import Batch
 from tests.runner.loading import load
@@ -82,11 +82,11 @@ def test_logits_do_not_depend_on_who_else_is_in_the_batch(model: LoadedModel) ->
 
 def test_logits_do_not_depend_on_the_number_of_threads(model: LoadedModel, fast: Kernels) -> None:
     two = logits_of(model, PROMPT)
-    fast.set_num_thread(1)
+    select("fast", fast.isa, 1)  # the threads belong to the process
     try:
         assert logits_of(model, PROMPT).tobytes() == two.tobytes()
     finally:
-        fast.set_num_thread(2)
+        select("fast", fast.isa, 2)
 
 
 def test_a_window_really_hides_what_lies_before_it(tiny_models: Callable[..., Path], reference: Kernels) -> None:

@@ -1,0 +1,128 @@
+"""The engine: one thread that steps. Each step takes what has arrived, drops what was cancelled, runs the model, tells.
+
+Nobody computes for a client that has left for longer than one step. When there is nothing to do the thread sleeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from runner.embedding import EmbeddingJob
+from runner.lanes import CompletionLane, EmbeddingLane, Work, sentence
+from runner.request import Completion, Line
+
+if TYPE_CHECKING:
+    from runner.load import LoadedModel
+
+LOG = logging.getLogger(__name__)
+
+Deliveries = list[tuple[Callable[[Line], None], Line]]
+
+
+class Engine:
+    """Steps one loaded model for everybody.
+
+    ``deliver`` is called with (receiver, line) pairs in order, at most once a step. All work that is not cancelled
+    receives one line with ``done``, ``embeddings`` or ``error`` in the end, and nothing after it.
+    """
+
+    def __init__(self, model: LoadedModel, deliver: Callable[[Deliveries], None]) -> None:
+        self._deliver = deliver
+        self._completions = CompletionLane(model, self._tell)
+        self._embeddings = EmbeddingLane(model, self._tell)
+        self._deliveries: Deliveries = []
+        self._arrived: deque[Completion | EmbeddingJob] = deque()
+        self._changed = threading.Condition()
+        self._closed_because: str | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, work: Completion | EmbeddingJob) -> None:
+        """Thread-safe. Work that comes after ``close`` is told so."""
+        with self._changed:
+            if self._closed_because is None:
+                self._arrived.append(work)
+                self._changed.notify()
+                return
+        self._deliver([(work.receive, {"error": self._closed_because})])
+
+    def cancel(self, work: Work) -> None:
+        """Thread-safe, at any time, more than once. After the running step nothing more is done for it."""
+        work.is_cancelled = True
+
+    def close(self, reason: str) -> None:
+        """Thread-safe. After the running step the thread ends, and with it all work, with ``reason`` as its error."""
+        with self._changed:
+            if self._closed_because is None:
+                self._closed_because = reason
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Returns when the thread has ended; call ``close`` before."""
+        self._thread.join()
+
+    def step(self) -> None:
+        """One step. For the engine's thread, or for a test that has not started it."""
+        try:
+            self._take_arrivals()
+            self._completions.drop_cancelled()
+            self._embeddings.drop_cancelled()
+            if self._completions:
+                self._completions.step()
+            if self._embeddings:
+                self._embeddings.step()
+        except Exception as error:  # the process loop's edge: a fault of the engine itself
+            LOG.exception("error: the engine failed outside of a forward pass")
+            self._end_all(sentence(error))
+        self._send()
+
+    @property
+    def num_busy(self) -> int:
+        """Requests that have arrived and are not done."""
+        return len(self._arrived) + len(self._completions) + len(self._embeddings)
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self.step()
+        finally:
+            with self._changed:
+                self._closed_because = self._closed_because or "the engine has stopped"
+        self._take_arrivals()
+        self._end_all(self._closed_because)
+        self._send()
+
+    def _wait(self) -> bool:
+        """Sleep until there is work; False when the engine is to end."""
+        with self._changed:
+            while not self.num_busy and self._closed_because is None:
+                self._changed.wait()
+            return self._closed_because is None
+
+    def _take_arrivals(self) -> None:
+        with self._changed:
+            arrived, self._arrived = self._arrived, deque()
+        for work in arrived:
+            if isinstance(work, Completion):
+                self._completions.take(work)
+            else:
+                self._embeddings.take(work)
+
+    def _end_all(self, reason: str) -> None:
+        self._completions.end_all(reason)
+        self._embeddings.end_all(reason)
+
+    def _tell(self, work: Work, line: Line) -> None:
+        if not work.is_cancelled:
+            self._deliveries.append((work.receive, line))
+
+    def _send(self) -> None:
+        if self._deliveries:
+            deliveries, self._deliveries = self._deliveries, []
+            self._deliver(deliveries)

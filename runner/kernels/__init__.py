@@ -1,0 +1,157 @@
+"""The arithmetic of a model, in two interchangeable forms: ``fast`` (C++) and ``reference`` (NumPy).
+
+Conventions of every operation: arrays are C-contiguous float32 unless said otherwise, T is the number of tokens, and
+outputs are written into arrays that the caller owns. A wrong dtype, shape or layout raises ValueError that says what was
+found and what is allowed. The same request gives the same bytes: for every output element the order of the float
+operations does not depend on T, on the other rows of a call, on the number of threads or on where cells lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Int32Array = npt.NDArray[np.int32]
+ByteArray = npt.NDArray[np.uint8]
+CacheArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
+KernelName = Literal["fast", "reference"]
+
+
+class Matrix(Protocol):
+    """A weight matrix in the form that its kernels like best. Made by ``Kernels.pack``."""
+
+    @property
+    def type_name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Kernels(Protocol):
+    @property
+    def name(self) -> str:
+        """``fast`` or ``reference``."""
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+
+    @property
+    def num_thread(self) -> int: ...
+
+    # ---- matrices
+
+    def accepts(self, type_id: int) -> bool:
+        """Whether matrices of this type can be packed without conversion."""
+
+    def packed_bytes(self, type_id: int, rows: int, cols: int) -> int:
+        """Bytes of storage that ``pack`` needs, a multiple of 64."""
+
+    def pack(self, type_id: int, rows: int, cols: int, source: ByteArray, storage: ByteArray) -> Matrix:
+        """Writes the GGUF rows of ``source`` into ``storage`` (64-byte aligned, ``packed_bytes`` long, kept alive)."""
+
+    def linear(
+        self,
+        x: Float32Array,
+        matrices: Sequence[Matrix],
+        outs: Sequence[Float32Array],
+        biases: Sequence[Float32Array | None] | None = None,
+    ) -> None:
+        """``out = x @ matrix.T + bias`` for each: x (T, cols), out (T, rows), bias (rows,)."""
+
+    def embed(
+        self, type_id: int, source: ByteArray, cols: int, ids: Int32Array, out: Float32Array, scale: float = 1.0
+    ) -> None:
+        """Rows ``ids`` (T,) of an unpacked GGUF matrix, dequantized, times ``scale``: out (T, cols)."""
+
+    # ---- norms and sums
+
+    def rms_norm(self, x: Float32Array, weight: Float32Array | None, eps: float, out: Float32Array) -> None:
+        """``x / sqrt(mean(x²) + eps) * weight`` by rows: x, out (N, D), weight (D,)."""
+
+    def add_rms_norm(
+        self, residual: Float32Array, delta: Float32Array, weight: Float32Array | None, eps: float, out: Float32Array
+    ) -> None:
+        """``residual += delta``, then ``out = rms_norm(residual)``: all (N, D)."""
+
+    def layer_norm(
+        self, x: Float32Array, weight: Float32Array | None, bias: Float32Array | None, eps: float, out: Float32Array
+    ) -> None:
+        """``(x - mean) / sqrt(variance + eps) * weight + bias`` by rows: x, out (N, D), weight, bias (D,)."""
+
+    def add(self, x: Float32Array, delta: Float32Array) -> None:
+        """``x += delta``: both (N, D)."""
+
+    # ---- attention
+
+    def rope(self, x: Float32Array, table: Float32Array, neox: bool) -> None:
+        """Turns the first n_rot values of each head in place: x (T, H, D), table (T, n_rot) with n_rot / 2 cosines, then
+        as many sines. ``neox`` pairs value i with i + n_rot / 2, otherwise 2i with 2i + 1."""
+
+    def store_kv(
+        self, k: Float32Array, v: Float32Array, k_cache: CacheArray, v_cache: CacheArray, cells: Int32Array
+    ) -> None:
+        """Puts k (T, KH, D) and v (T, KH, DV) into cells (T,) of k_cache (cells, KH, D) and v_cache (cells, KH, DV),
+        rounded to nearest even."""
+
+    def attention(
+        self,
+        q: Float32Array,
+        k_cache: CacheArray,
+        v_cache: CacheArray,
+        cells: Int32Array,
+        rows: Int32Array,
+        scale: float,
+        softcap: float,
+        out: Float32Array,
+    ) -> None:
+        """softmax(softcap(q kᵀ · scale)) v: q (T, H, D), out (T, H, DV).
+
+        Row t of ``rows`` (T, 3) is (offset, first, end): token t sees the positions first … end - 1 of its sequence, and
+        position p lies in cell ``cells[offset + p]``. Nothing seen gives zeros. Head h reads key-value head
+        h // (H // KH). ``softcap`` c replaces a score s by c·tanh(s / c); 0 leaves it.
+        """
+
+    # ---- activations: (N, F)
+
+    def swiglu(self, gate: Float32Array, up: Float32Array, out: Float32Array) -> None:
+        """``gate / (1 + exp(-gate)) * up``."""
+
+    def geglu(self, gate: Float32Array, up: Float32Array, out: Float32Array) -> None:
+        """``gelu(gate) * up`` with the tanh approximation of gelu."""
+
+    def gelu(self, x: Float32Array, out: Float32Array) -> None:
+        """The exact gelu, by the error function."""
+
+    # ---- logits: (V,)
+
+    def top_k(self, logits: Float32Array, k: int) -> tuple[Int32Array, Float32Array]:
+        """Ids and values of the k greatest, descending; equal ones by ascending id, NaN last. k <= 0: all of them."""
+
+    def log_sum_exp(self, logits: Float32Array) -> float:
+        """``log(sum(exp(logits)))``, added in double precision."""
+
+
+def select(name: KernelName, isa: str | None = None, num_thread: int = 0) -> Kernels:
+    """The kernels of that name. ``isa`` None: the best that the machine has; ``num_thread`` 0: one for each usable core.
+
+    Raises:
+        ValueError: the name is unknown, or the machine lacks the instruction set; the message lists what there is.
+    """
+    if name == "reference":
+        from runner.kernels.reference import ReferenceKernels
+
+        return ReferenceKernels()
+    if name == "fast":
+        from runner.kernels.cpu import FastKernels
+
+        return FastKernels(isa, num_thread)
+    raise ValueError(f"kernels {name!r} are unknown; there are 'fast' and 'reference'")

@@ -1,0 +1,31 @@
+// Which instruction set the kernels use, chosen at run time.
+//
+// A translation unit is compiled for one family of flags and only entered when the machine has all of it:
+//   portable    the compiler's baseline for the target
+//   avx2        AVX2 FMA F16C
+//   avxvnni     avx2 and AVX-VNNI
+//   avx512vnni  avx2 and AVX-512 F BW DQ VL VNNI
+// An inline function that two such units share must live in an anonymous namespace or in a namespace (or template
+// argument) of its own instruction set: the linker keeps one copy of any other, perhaps one that this machine cannot run.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace shale {
+
+enum class Isa { portable, avx2, avxvnni, avx512vnni };  // ascending: a machine prefers the last that it has
+
+const char* isa_name(Isa isa) noexcept;
+
+// What this machine and this build can run, ascending.
+std::vector<std::string> available_isas();
+
+// The best available one until set_isa is called.
+Isa active_isa() noexcept;
+
+// Throws std::invalid_argument that names the available ones. Not to be called while kernels run.
+void set_isa(std::string_view name);
+
+}  // namespace shale

@@ -1,0 +1,94 @@
+// Sixteen output rows as one 512-bit register: the vocabulary of the kernels with AVX-512 F BW DQ VL VNNI.
+//
+// Bytes: 64 bytes, row r has bytes 4r ... 4r+3. Word: four int8 activations in every 32-bit lane. Ints, Floats: a lane a row.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace shale {
+namespace {
+
+struct Avx512Vnni {
+  using Bytes = __m512i;
+  using Word = __m512i;
+  using Table = __m512i;
+  using Ints = __m512i;
+  using Floats = __m512;
+  static constexpr bool signed_wide = false;  // vpdpbusd takes codes of all eight bits
+  static constexpr int rows_per_step = 2;     // panels in the microkernel: 2 x 6 sums of ints and of floats fill 24 of 32 registers
+  static constexpr int float_width = 6;       // tokens: 4 x 6 partial sums fill 24 registers
+
+  static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static void store_bytes(uint8_t* p, Bytes a) { _mm512_store_si512(p, a); }
+  template <int kShift, int kMask>
+  static Bytes field(Bytes a) {
+    return _mm512_and_si512(kShift == 0 ? a : _mm512_srli_epi16(a, kShift), _mm512_set1_epi8(static_cast<char>(kMask)));
+  }
+  // codes | ((plane >> kFrom) & kMask) << kTo
+  template <int kFrom, int kTo, int kMask>
+  static Bytes insert(Bytes codes, Bytes plane) {
+    constexpr int kOrAnd = 0xf8;  // a | (b & c)
+    if constexpr (kFrom > kTo) plane = _mm512_srli_epi16(plane, kFrom - kTo);
+    if constexpr (kFrom < kTo) plane = _mm512_slli_epi16(plane, kTo - kFrom);
+    return _mm512_ternarylogic_epi32(codes, plane, _mm512_set1_epi8(static_cast<char>(kMask << kTo)), kOrAnd);
+  }
+  static Table load_table(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Bytes lookup(Table table, Bytes codes) { return _mm512_shuffle_epi8(table, codes); }
+
+  static Ints zero_ints() { return _mm512_setzero_si512(); }
+  static Ints broadcast_shifted(const int32_t* p, int shift) {
+    return _mm512_sll_epi32(_mm512_set1_epi32(*p), _mm_cvtsi32_si128(shift));  // a shift by 32 gives zero
+  }
+  static Word broadcast_word(const int32_t* p) { return _mm512_set1_epi32(*p); }
+  template <bool kWide>
+  static Ints dot(Ints sum, Bytes w, Word x) {
+    return _mm512_dpbusd_epi32(sum, w, x);
+  }
+
+  static Floats zero() { return _mm512_setzero_ps(); }
+  static Floats broadcast(float value) { return _mm512_set1_ps(value); }
+  static Floats load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Floats a) { _mm512_storeu_ps(p, a); }
+  static __mmask16 first_rows(int64_t n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+  static Floats load_rows(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_rows(n), p); }
+  static void store_rows(float* p, Floats a, int64_t n) { _mm512_mask_storeu_ps(p, first_rows(n), a); }
+  static Floats to_float(Ints a) { return _mm512_cvtepi32_ps(a); }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats add_product(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static Floats sub_product(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+
+  static __m128i load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static __m256i load32(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Floats from_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(p))); }
+  static Floats from_i8(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p))); }
+  static Floats from_f16(const uint8_t* p) { return _mm512_maskz_cvtph_ps(0xffff, load32(p)); }
+  static Floats from_bf16(const uint8_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16));
+  }
+  static Floats from_f32(const uint8_t* p) { return _mm512_loadu_ps(p); }
+  static Floats from_e8m0_half(const uint8_t* p) {  // 2^(e - 128); the two smallest are subnormal
+    const __m512i e = _mm512_cvtepu8_epi32(load16(p)), one = _mm512_set1_epi32(1);
+    const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
+    const __m512i subnormal = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmple_epu32_mask(e, one), subnormal));
+  }
+
+  // Of 16 floats: the largest magnitude as the bits of a float (so that NaN wins), and the conversion to int8.
+  static uint32_t max_magnitude(Floats a) {
+    return _mm512_reduce_max_epu32(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)));
+  }
+  static int32_t quantize16(Floats a, float inverse_scale, int8_t* q) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse_scale)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(rounded));
+    return _mm512_reduce_add_epi32(rounded);
+  }
+};
+
+}  // namespace
+}  // namespace shale

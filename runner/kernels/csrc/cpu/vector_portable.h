@@ -1,0 +1,187 @@
+// F32x16: sixteen floats, the one vector type in which the kernels of norm, rope, attention, activation and sample are
+// written. Each instruction set has a type of this name and shape in a namespace of its own; a kernel is a template over
+// it. All lanes are independent and every reduction is the same tree, so two instruction sets with a hardware fused
+// multiply-add give the same bits. This one is plain C++ for any target; its fma rounds twice where the target has none.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace shale::portable {
+
+// IEEE half to float and back (to nearest, ties to even), on integers.
+inline float float_from_half(uint16_t half) {
+  const uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7fff;
+  uint32_t bits = (magnitude << 13) + 0x38000000;              // exponent 15 -> 127
+  if (magnitude >= 0x7c00) bits += 0x38000000;                 // infinity, NaN
+  if (magnitude > 0x7c00) bits |= 0x00400000;                  // a signalling NaN becomes quiet, as in hardware
+  if (magnitude < 0x0400) {                                    // zero, subnormal: magnitude * 2^-24
+    const float value = (float)magnitude * 5.9604644775390625e-8f;
+    std::memcpy(&bits, &value, 4);
+  }
+  bits |= sign;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint16_t half_from_float(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x1ff));  // NaN
+  if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);                        // rounds to 2^16 or more
+  if (bits < 0x38800000) {  // below 2^-14: adding 0.5 rounds the value to a multiple of 2^-24
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, 4);
+    return (uint16_t)(sign | (bits - 0x3f000000));
+  }
+  bits += 0x0fff + (bits >> 13 & 1);
+  return (uint16_t)(sign | ((bits - 0x38000000) >> 13));
+}
+
+struct F32x16 {
+  float v[16];
+  struct Mask {
+    bool v[16];
+  };
+
+  // Shape of the register tile of the attention products: query rows, and vectors of 16 columns.
+  static constexpr int kTileRows = 2;
+  static constexpr int kTileVectors = 1;
+
+  template <class F>
+  static F32x16 each(F&& f) {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = f(i);
+    return r;
+  }
+  static F32x16 zero() { return set(0.0f); }
+  static F32x16 set(float x) {
+    return each([&](int) { return x; });
+  }
+  static F32x16 iota() {
+    return each([](int i) { return (float)i; });
+  }
+
+  // The forms with `first` touch n < 16 values only; lanes that were not loaded are zero. uint16_t holds IEEE halves.
+  static F32x16 load(const float* p) {
+    return each([&](int i) { return p[i]; });
+  }
+  static F32x16 load_first(const float* p, int n) {
+    return each([&](int i) { return i < n ? p[i] : 0.0f; });
+  }
+  void store(float* p) const { std::memcpy(p, v, sizeof v); }
+  void store_first(float* p, int n) const { std::memcpy(p, v, sizeof(float) * (unsigned)n); }
+  static F32x16 load(const uint16_t* p) {
+    return each([&](int i) { return float_from_half(p[i]); });
+  }
+  static F32x16 load_first(const uint16_t* p, int n) {
+    return each([&](int i) { return i < n ? float_from_half(p[i]) : 0.0f; });
+  }
+  void store(uint16_t* p) const { store_first(p, 16); }
+  void store_first(uint16_t* p, int n) const {
+    for (int i = 0; i < n; ++i) p[i] = half_from_float(v[i]);
+  }
+
+  friend F32x16 operator+(F32x16 a, F32x16 b) {
+    return each([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  friend F32x16 operator-(F32x16 a, F32x16 b) {
+    return each([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  friend F32x16 operator*(F32x16 a, F32x16 b) {
+    return each([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  friend F32x16 operator/(F32x16 a, F32x16 b) {
+    return each([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  static F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+#ifdef __FP_FAST_FMAF
+    return each([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+#else
+    return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+#endif
+  }
+  static F32x16 max(F32x16 a, F32x16 b) {  // b where a lane is not a number
+    return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F32x16 abs(F32x16 a) {
+    return each([&](int i) { return std::fabs(a.v[i]); });
+  }
+  static F32x16 with_sign(F32x16 magnitude, F32x16 sign) {
+    return each([&](int i) { return std::copysign(magnitude.v[i], sign.v[i]); });
+  }
+  // To the nearest integer, ties to even, for |a| < 2^22.
+  static F32x16 round(F32x16 a) {
+    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: no fraction bits are left
+    return each([&](int i) { return (a.v[i] + kShift) - kShift; });
+  }
+  // a * 2^n for whole n; the result must be a normal number.
+  static F32x16 scale2(F32x16 a, F32x16 n) {
+    return each([&](int i) {
+      uint32_t bits;
+      std::memcpy(&bits, &a.v[i], 4);
+      bits += (uint32_t)(n.v[i] > -1000.0f && n.v[i] < 1000.0f ? (int32_t)n.v[i] : 0) << 23;
+      float r;
+      std::memcpy(&r, &bits, 4);
+      return r;
+    });
+  }
+  static F32x16 swap_pairs(F32x16 a) {  // lanes 0 and 1, 2 and 3, ...
+    return each([&](int i) { return a.v[i ^ 1]; });
+  }
+  static Mask less(F32x16 a, F32x16 b) {  // false where a lane is not a number
+    Mask r;
+    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] < b.v[i];
+    return r;
+  }
+  static F32x16 select(Mask mask, F32x16 yes, F32x16 no) {
+    return each([&](int i) { return mask.v[i] ? yes.v[i] : no.v[i]; });
+  }
+  static uint32_t bits(Mask mask) {
+    uint32_t r = 0;
+    for (int i = 0; i < 16; ++i) r |= (uint32_t)mask.v[i] << i;
+    return r;
+  }
+
+  // Trees: halves are combined, then quarters, eighths and the last pair.
+  float sum() const {
+    return fold([](float a, float b) { return a + b; });
+  }
+  float max() const {
+    return fold([](float a, float b) { return a > b ? a : b; });
+  }
+  void add_to(double* sums) const {
+    for (int i = 0; i < 16; ++i) sums[i] += (double)v[i];
+  }
+
+  // out[c * stride + r] = rows[r][c] for a square of 16, as float.
+  static void transpose(const float* const (&rows)[16], float* out, int64_t stride) {
+    for (int c = 0; c < 16; ++c) {
+      for (int r = 0; r < 16; ++r) out[c * stride + r] = rows[r][c];
+    }
+  }
+  static void transpose(const uint16_t* const (&rows)[16], float* out, int64_t stride) {
+    for (int c = 0; c < 16; ++c) {
+      for (int r = 0; r < 16; ++r) out[c * stride + r] = float_from_half(rows[r][c]);
+    }
+  }
+
+ private:
+  template <class F>
+  float fold(F&& f) const {
+    float t[16];
+    std::memcpy(t, v, sizeof v);
+    for (int half = 8; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) t[i] = f(t[i], t[i + half]);
+    }
+    return t[0];
+  }
+};
+
+}  // namespace shale::portable

@@ -1,0 +1,216 @@
+"""One completion inside the engine: its prompt made to fit, its tokens drawn, its text told line by line."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from runner.output import Output, Released
+from runner.protocol import CompletionRequest, SamplingOptions
+from runner.random import fresh_seed, uniform
+from runner.sampling import Floats, LogProbabilities, RecentTokens, Selection, has_penalties, log_probabilities, sample
+
+if TYPE_CHECKING:
+    from runner.load import LoadedModel
+    from runner.sequence import Sequence as CacheSequence
+    from runner.tokenizer import Tokenizer
+
+Line = dict[str, Any]
+"""One line of an answer, as ``runner.protocol`` describes them."""
+
+MAX_STOP_CHARACTERS = 1 << 16
+
+
+class RequestError(ValueError):
+    """A request that cannot be served. ``status`` is the HTTP status that says so."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Completion:
+    """The life of one request: waiting, then its prompt is evaluated, then tokens are generated, then it is over.
+
+    The engine's thread owns it; only ``is_cancelled`` is set by others. Whoever delivers its lines calls ``receive``.
+    """
+
+    def __init__(self, request: CompletionRequest, model: LoadedModel, receive: Callable[[Line], None]) -> None:
+        """Tokenizes the prompt, so call it where that may take time. Raises RequestError."""
+        options = request.options
+        _check(request, model)
+        num_ctx = model.request.num_ctx
+        tokens = _tokens(request.prompt, model)
+        self.prompt = fit_prompt(tokens, num_ctx, options, truncate=request.truncate)
+        self.receive = receive
+        self.is_cancelled = False
+        self.sequence: CacheSequence | None = None
+        self.num_evaluated = 0  # prompt tokens that went through the model
+        self.num_generated = 0
+        self._num_dropped = len(tokens) - len(self.prompt)
+        self._request = request
+        self._options = options
+        self._seed = options.seed if options.seed >= 0 else fresh_seed()
+        self._tokenizer = model.tokenizer
+        # Some models have more rows than the vocabulary has tokens; those rows are never drawn.
+        self._num_tokens = model.tokenizer.num_tokens or model.spec.num_vocab
+        self._end_ids = model.tokenizer.eog_ids
+        self._forbidden = sorted(self._end_ids) if options.ignore_eos else ()
+        self._output = Output(model.tokenizer.detokenizer(), options.stop)
+        window = num_ctx if options.repeat_last_n < 0 else options.repeat_last_n
+        self._recent = RecentTokens(window, self.prompt[-window:]) if has_penalties(options) else None
+        room = num_ctx - len(self.prompt) + 1  # the last token needs no cell
+        self._max_generated = min(options.num_predict, room) if options.num_predict > 0 else room
+        self._last_token = -1
+        self._started_ns = self._prompt_done_ns = 0
+
+    @property
+    def num_prompt_left(self) -> int:
+        return len(self.prompt) - self.num_evaluated
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether the prompt is evaluated."""
+        return self.num_evaluated == len(self.prompt)
+
+    def next_tokens(self, count: int) -> Sequence[int]:
+        """What goes through the model next: the last token, or ``count`` tokens of the prompt."""
+        if self.is_generating:
+            return (self._last_token,)
+        return self.prompt[self.num_evaluated : self.num_evaluated + count]
+
+    def start(self) -> None:
+        """A forward pass with its tokens is about to begin."""
+        self._started_ns = self._started_ns or time.monotonic_ns()
+
+    def advance(self, num_tokens: int) -> None:
+        """A forward pass over ``num_tokens`` of its tokens has succeeded."""
+        assert self.sequence is not None
+        self.sequence.num_past += num_tokens
+        if not self.is_generating:
+            self.num_evaluated += num_tokens
+
+    def draw(self, logits: Floats, kernels: Selection) -> list[Line]:
+        """Choose the next token from a row of logits; return the lines that it makes certain, the final one included.
+
+        Raises BrokenLogitsError.
+        """
+        position = len(self.prompt) + self.num_generated
+        draw = uniform(self._seed, position)
+        known = logits[: self._num_tokens]
+        token = sample(known, self._options, draw, kernels, recent=self._recent, forbidden=self._forbidden)
+        self.num_generated += 1
+        self._prompt_done_ns = self._prompt_done_ns or time.monotonic_ns()
+        if token in self._end_ids:
+            return self._finish("stop")
+        self._last_token = token
+        if self._recent is not None:
+            self._recent.push(token)
+        top = self._request.top_logprobs
+        detail = None if top is None else log_probabilities(known, token, top, kernels)
+        lines = self._told(self._output.push(token, detail))
+        if self._output.stopped_by is not None or self.num_generated >= self._max_generated:
+            lines += self._finish("length")
+        return lines
+
+    def _finish(self, reason: str) -> list[Line]:
+        """The rest of the text and the final line. A stop string that completes with the last token is a stop."""
+        now = time.monotonic_ns()
+        lines = self._told(self._output.finish())
+        stopped_by = self._output.stopped_by
+        final: Line = {
+            "done": True,
+            "done_reason": reason if stopped_by is None else "stop",
+            "prompt_eval_count": len(self.prompt),
+            "prompt_eval_cached": 0,
+            "prompt_eval_duration": self._prompt_done_ns - self._started_ns,
+            "eval_count": self.num_generated,
+            "eval_duration": now - self._prompt_done_ns,
+        }
+        if self._request.return_prompt_tokens:
+            final["prompt_tokens"] = list(self.prompt)
+        if stopped_by is not None:
+            final["stopped_by"] = stopped_by
+        if self._num_dropped:
+            final["truncated"] = self._num_dropped
+        return [*lines, final]
+
+    def _told(self, released: Released) -> list[Line]:
+        if not released:
+            return []
+        line: Line = {"content": released.text, "tokens": released.tokens}
+        if self._request.top_logprobs is not None:
+            pairs = zip(released.tokens, released.details, strict=True)
+            line["logprobs"] = [_token_logprob(self._tokenizer, token, detail) for token, detail in pairs]
+        return [line]
+
+
+def fit_prompt(tokens: Sequence[int], num_ctx: int, options: SamplingOptions, *, truncate: bool) -> Sequence[int]:
+    """The prompt as it is evaluated: one of more than ``num_ctx`` tokens loses tokens after its first ``num_keep``.
+
+    It loses so many that the answer has room: ``num_predict`` tokens, but at most half of what ``num_keep`` leaves,
+    because the context is not shifted while generating. Raises RequestError if it is too long and may not be cut.
+    """
+    if len(tokens) <= num_ctx:
+        return tokens
+    if not truncate:
+        raise RequestError(
+            f"the input length exceeds the context length: the prompt has {len(tokens)} tokens, the context {num_ctx}"
+        )
+    keep = num_ctx - 1 if options.num_keep < 0 else min(options.num_keep, num_ctx - 1)
+    half = max((num_ctx - keep) // 2, 1)
+    room = min(options.num_predict, half) if options.num_predict > 0 else half
+    tail = num_ctx - keep - room
+    return [*tokens[:keep], *tokens[len(tokens) - tail :]]
+
+
+def check_ids(ids: Sequence[int], num_vocab: int) -> None:
+    """Raises RequestError for the first id that the model has no embedding for."""
+    for index, token in enumerate(ids):
+        if not 0 <= token < num_vocab:
+            raise RequestError(f"token {index} is {token}; this model's tokens are 0 to {num_vocab - 1}")
+
+
+def _tokens(prompt: str | Sequence[int], model: LoadedModel) -> Sequence[int]:
+    if isinstance(prompt, str):
+        tokens: Sequence[int] = model.tokenizer.encode(prompt, add_special=True, parse_special=True) if prompt else ()
+    else:
+        tokens = prompt
+    if not tokens:
+        raise RequestError("the prompt is empty; at least one token is needed")
+    check_ids(tokens, model.spec.num_vocab)
+    return tokens
+
+
+def _check(request: CompletionRequest, model: LoadedModel) -> None:
+    """Raises RequestError for what this model, or this version of the engine, cannot do."""
+    if not model.spec.is_causal:
+        raise RequestError(f"this model does not support completion: {model.spec.architecture} gives embeddings only")
+    if request.echo:
+        raise RequestError("echo is not supported")
+    options = request.options
+    for name in ("temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"):
+        if not math.isfinite(value := getattr(options, name)):
+            raise RequestError(f"option {name} is {value}; it must be a finite number")
+    if (length := sum(map(len, options.stop))) > MAX_STOP_CHARACTERS:
+        raise RequestError(f"the stop strings have {length} characters; at most {MAX_STOP_CHARACTERS} are allowed")
+
+
+def _token_logprob(tokenizer: Tokenizer, token: int, detail: LogProbabilities) -> Line:
+    return {
+        **_described(tokenizer, token, detail.chosen),
+        "top_logprobs": [
+            _described(tokenizer, other, value) for other, value in zip(detail.top_ids, detail.top, strict=True)
+        ],
+    }
+
+
+def _described(tokenizer: Tokenizer, token: int, logprob: float) -> Line:
+    return {
+        "id": token,
+        "token": tokenizer.token_text(token),
+        "bytes": list(tokenizer.token_bytes(token)),
+        "logprob": logprob,
+    }

@@ -1,0 +1,53 @@
+"""From nothing to a model that answers: the process, the load loop, the weights."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from runner.protocol import LoadRequest, LoadResponse, Memory
+from scheduler.clock import Clock
+from scheduler.errors import LoadTimeoutError
+from scheduler.load import Loaded, Situation, is_launched, is_ready, load_model, wait_until
+from scheduler.spawn import Started
+
+
+@dataclass(frozen=True, slots=True)
+class BringUp:
+    """How long each phase took, in seconds, and what came of it."""
+
+    loaded: Loaded
+    process_s: float  # until the runner answered for the first time
+    layout_s: float  # fit and alloc
+    weights_s: float  # commit, until all weights were there
+
+
+async def bring_up(
+    started: Started, situation: Situation, estimate: Memory, clock: Clock, stall_timeout_s: float
+) -> BringUp:
+    """Waits for the process, loads the model and waits for its weights.
+
+    Raises RunnerExitedError as soon as the process ends, LoadTimeoutError after ``stall_timeout_s`` without any
+    progress (<= 0: never), and what ``scheduler.load`` raises. The process is not stopped here.
+    """
+    return await started.process.while_alive(_bring_up(started, situation, estimate, clock, stall_timeout_s))
+
+
+async def _bring_up(
+    started: Started, situation: Situation, estimate: Memory, clock: Clock, stall_timeout_s: float
+) -> BringUp:
+    client, last_words = started.client, started.process.last_words
+
+    async def post(request: LoadRequest) -> LoadResponse:
+        try:
+            return await asyncio.wait_for(client.load(request), stall_timeout_s if stall_timeout_s > 0 else None)
+        except TimeoutError:
+            raise LoadTimeoutError(0.0, last_words()) from None
+
+    begin = clock.monotonic()
+    await wait_until(is_launched, client.health, clock, stall_timeout_s, last_words)
+    launched = clock.monotonic()
+    loaded = await load_model(post, situation, estimate)
+    committed = clock.monotonic()
+    await wait_until(is_ready, client.health, clock, stall_timeout_s, last_words)
+    return BringUp(loaded, launched - begin, committed - launched, clock.monotonic() - committed)

@@ -1,0 +1,121 @@
+"""One model that has, is about to get, or is giving up a runner: who uses it, and when it may go."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from runner.protocol import Layout, LoadRequest, Memory
+from scheduler.client import RunnerClient
+from scheduler.clock import Clock, Timer
+from scheduler.keep_alive import FOREVER_S, expiry
+from scheduler.options import LoadOptions, ModelFile, ModelHeader
+from scheduler.spawn import Started
+
+
+@dataclass(frozen=True, slots=True)
+class RunningModel:
+    """A loaded model as it is at one moment."""
+
+    model: ModelFile
+    client: RunnerClient
+    memory: Memory  # measured by the runner
+    layout: Layout
+    num_ctx: int  # tokens per sequence that it was loaded with
+    num_parallel: int
+    expires_at: datetime  # if no request comes; centuries away when it is kept for ever
+    load_duration_ns: int
+    """How long the request that got this waited: microseconds for a loaded model. In ``running()``: the load itself."""
+
+
+class State(Enum):
+    WAITING = "waiting"  # for its turn to load
+    LOADING = "loading"
+    READY = "ready"
+    LEAVING = "leaving"  # takes no new requests; stops when the last one is done
+    GONE = "gone"
+
+
+class Resident:
+    """Everything that changes about one model. Belongs to the event loop; only ``Scheduler`` changes it."""
+
+    def __init__(self, model: ModelFile, options: LoadOptions, keep_alive_s: float, clock: Clock) -> None:
+        self.model = model
+        self.options = options
+        self.keep_alive_s = keep_alive_s
+        self.state = State.WAITING
+        self.num_users = 0
+        self.last_used_s = clock.monotonic()
+        self.load_duration_ns = 0
+        self.started: Started | None = None
+        self.header: ModelHeader | None = None  # set while LOADING, as are the next four
+        self.request: LoadRequest | None = None
+        self.num_gpus = 0
+        self.memory: Memory | None = None
+        self.layout: Layout = ()
+        self.timer: Timer | None = None
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ready.add_done_callback(_look_at_exception)
+        self.gone = asyncio.Event()
+        self._clock = clock
+
+    @property
+    def is_idle(self) -> bool:
+        return self.num_users == 0
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.keep_alive_s == FOREVER_S
+
+    @property
+    def is_usable(self) -> bool:
+        """Loaded, and its process lives."""
+        return self.state is State.READY and self.started is not None and self.started.process.is_alive
+
+    @property
+    def has_process(self) -> bool:
+        return self.started is not None and self.state is not State.GONE
+
+    def enter(self) -> None:
+        """One more request uses it: no timer runs meanwhile."""
+        self.num_users += 1
+        self.cancel_timer()
+
+    def leave(self) -> None:
+        self.num_users -= 1
+        self.last_used_s = self._clock.monotonic()
+
+    def cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def snapshot(self, load_duration_ns: int | None = None) -> RunningModel:
+        assert self.started is not None
+        assert self.request is not None
+        assert self.memory is not None
+        idle_s = 0.0 if self.num_users else self._clock.monotonic() - self.last_used_s
+        return RunningModel(
+            model=self.model,
+            client=self.started.client,
+            memory=self.memory,
+            layout=self.layout,
+            num_ctx=self.request.num_ctx,
+            num_parallel=self.request.num_parallel,
+            expires_at=expiry(self._clock.now(), max(0.0, self.keep_alive_s - idle_s)),
+            load_duration_ns=self.load_duration_ns if load_duration_ns is None else load_duration_ns,
+        )
+
+
+def choose_victim(residents: list[Resident]) -> Resident | None:
+    """Whom to unload for room: idle before busy, then one that is not pinned, then who was used longest ago."""
+    candidates = [r for r in residents if r.state is State.READY]
+    return min(candidates, key=lambda r: (not r.is_idle, r.is_pinned, r.last_used_s, str(r.model.path)), default=None)
+
+
+def _look_at_exception(ready: asyncio.Future[None]) -> None:
+    """Every waiter may have left before the load failed; asyncio would complain that nobody looked."""
+    if not ready.cancelled():
+        ready.exception()

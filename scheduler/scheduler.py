@@ -1,0 +1,352 @@
+"""Which models are loaded: starts runners, shares them between requests, and lets them go.
+
+One runner per model file. A request for a loaded model gets it at once; other requests wait for a load, one load at
+a time, and those for the same model wait for the same load. A load belongs to the scheduler and not to the request that
+caused it: a client that leaves does not abort it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from runner.protocol import LoadRequest, Memory
+from scheduler.bring_up import bring_up
+from scheduler.clock import Clock, SystemClock
+from scheduler.devices import Machine, check_devices, find_machine, parse_devices
+from scheduler.errors import (
+    LayoutError,
+    QueueFullError,
+    RequireFullError,
+    SchedulerError,
+    ShuttingDownError,
+    SystemMemoryError,
+)
+from scheduler.estimate import Estimator
+from scheduler.keep_alive import FOREVER_S
+from scheduler.layout import LayoutRules
+from scheduler.load import Situation
+from scheduler.options import LoadOptions, ModelFile, ModelHeader, merge, needs_reload, resolve
+from scheduler.resident import Resident, RunningModel, State, choose_victim
+from scheduler.settings import SchedulerSettings
+from scheduler.spawn import Spawn, spawn_runner
+
+__all__ = ["LoadOptions", "ModelFile", "RunningModel", "Scheduler", "SchedulerSettings"]
+
+LOG = logging.getLogger("scheduler")
+
+AUTO_MODELS_PER_GPU = 3
+
+_LOAD = "load "  # how the names of load tasks begin
+_NO_OPTIONS = LoadOptions()
+
+
+class Estimates(Protocol):
+    """What the scheduler asks about files; ``Estimator`` answers from their headers. Called on threads."""
+
+    def header(self, path: Path) -> ModelHeader: ...
+
+    def memory(self, path: Path, request: LoadRequest) -> Memory: ...
+
+
+class Scheduler:
+    """The one owner of all runners. Use it from one event loop; ``close`` ends every process.
+
+    Errors of ``acquire`` are SchedulerErrors, each with its HTTP status.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings | None = None,
+        *,
+        spawn: Spawn = spawn_runner,
+        clock: Clock | None = None,
+        estimates: Estimates | None = None,
+        machine: Callable[[], Machine] | None = None,
+    ) -> None:
+        """Raises SettingsError for devices that cannot be used."""
+        self._settings = settings or SchedulerSettings()
+        choices = parse_devices(self._settings.devices)
+        check_devices(choices)  # an error now, not at the first request
+        self._machine = machine or (lambda: find_machine(choices))
+        self._spawn = spawn
+        self._clock = clock or SystemClock()
+        self._estimates = estimates or Estimator()
+        self._residents: dict[Path, Resident] = {}
+        self._num_waiting = 0
+        self._load_lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    # ---- the server's side ---------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def acquire(
+        self, model: ModelFile, options: LoadOptions = _NO_OPTIONS, keep_alive_s: float | None = None
+    ) -> AsyncIterator[RunningModel]:
+        """The model, loaded, for as long as the block runs.
+
+        ``keep_alive_s``: how long it stays afterwards; None keeps what it has (at first the server's default),
+        0 unloads it after its last request, a negative number or inf keeps it for ever.
+        """
+        asked_at = self._clock.monotonic()
+        resident = await self._enter(model, options)
+        try:
+            if keep_alive_s is not None:
+                resident.keep_alive_s = _normal(keep_alive_s)
+            yield resident.snapshot(load_duration_ns=int((self._clock.monotonic() - asked_at) * 1e9))
+        finally:
+            self._leave(resident)
+
+    async def unload(self, model: ModelFile) -> None:
+        """Returns when the model is unloaded; if requests still use it, at once: it goes after the last of them."""
+        resident = self._residents.get(model.path)
+        if resident is None:
+            return
+        resident.keep_alive_s = 0.0
+        if resident.state is State.READY and resident.is_idle:
+            self._retire(resident)
+            await resident.gone.wait()
+
+    def running(self) -> list[RunningModel]:
+        """The loaded models, the one that stays longest first."""
+        found = [r.snapshot() for r in self._residents.values() if r.is_usable]
+        return sorted(found, key=lambda running: running.expires_at, reverse=True)
+
+    async def close(self) -> None:
+        """Stops every runner, whatever it is doing. ``acquire`` refuses from now on."""
+        self._is_closed = True
+        for resident in list(self._residents.values()):
+            resident.num_users = 0
+            self._retire(resident)
+        for task in self._tasks:
+            if task.get_name().startswith(_LOAD):
+                task.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        for resident in list(self._residents.values()):  # their loads were cancelled before they began
+            self._forget(resident, ShuttingDownError())
+
+    # ---- entering and leaving ------------------------------------------------------------------
+
+    async def _enter(self, model: ModelFile, options: LoadOptions) -> Resident:
+        """A usable resident with one more user."""
+        resident = self._residents.get(model.path)
+        if resident is not None and resident.is_usable and not self._must_reload(resident, options):
+            resident.enter()
+            return resident
+        if self._num_waiting >= self._settings.max_queue:
+            raise QueueFullError
+        self._num_waiting += 1
+        try:
+            return await self._enter_slowly(model, options)
+        finally:
+            self._num_waiting -= 1
+
+    async def _enter_slowly(self, model: ModelFile, options: LoadOptions) -> Resident:
+        keep_alive_s = self._settings.keep_alive_s
+        while True:
+            if self._is_closed:
+                raise ShuttingDownError
+            resident = self._residents.get(model.path)
+            if resident is None:
+                resident = self._begin(model, options, _normal(keep_alive_s))
+            elif resident.state is State.LEAVING or resident.state is State.GONE:
+                await resident.gone.wait()
+                continue
+            if await self._try_enter(resident, options):
+                return resident
+            if resident.memory is not None:  # it had loaded: whoever comes next serves those who came before as well
+                options, keep_alive_s = merge(resident.options, options), resident.keep_alive_s
+
+    async def _try_enter(self, resident: Resident, options: LoadOptions) -> bool:
+        """False: it is not what these options need, or it went away; look again. Raises what its load raised."""
+        resident.enter()
+        is_right = False
+        try:
+            await asyncio.shield(resident.ready)
+            is_right = resident.is_usable and not self._must_reload(resident, options)
+        except SchedulerError:
+            if resident.options == options or self._is_closed:
+                raise
+            # It failed with the options of another request; these may do better.
+        finally:
+            if not is_right:
+                self._leave(resident)
+        if not is_right:
+            self._retire(resident)
+        return is_right
+
+    def _must_reload(self, resident: Resident, options: LoadOptions) -> bool:
+        assert resident.request is not None  # it is loaded
+        assert resident.header is not None
+        wanted = resolve(options, resident.header, self._settings)
+        return needs_reload(resident.request, wanted, resident.options, options, resident.num_gpus)
+
+    def _leave(self, resident: Resident) -> None:
+        """One request less; the last one starts the timer, or ends what was only waiting for it."""
+        if resident.num_users == 0:
+            return  # close() has sent everybody away
+        resident.leave()
+        if resident.num_users > 0:
+            return
+        if resident.state is State.LEAVING:
+            self._start_task(f"stop {resident.model.name}", self._stop(resident))
+        elif resident.state is State.READY:
+            self._await_expiry(resident)
+
+    def _await_expiry(self, resident: Resident) -> None:
+        if resident.keep_alive_s <= 0:
+            self._retire(resident)
+        elif resident.keep_alive_s < FOREVER_S:
+            resident.timer = self._clock.call_later(resident.keep_alive_s, lambda: self._expire(resident))
+
+    def _expire(self, resident: Resident) -> None:
+        if resident.state is State.READY and resident.is_idle:
+            LOG.info("%s was not used for %g s", resident.model.name, resident.keep_alive_s)
+            self._retire(resident)
+
+    # ---- loading -------------------------------------------------------------------------------
+
+    def _begin(self, model: ModelFile, options: LoadOptions, keep_alive_s: float) -> Resident:
+        resident = Resident(model, options, keep_alive_s, self._clock)
+        self._residents[model.path] = resident
+        self._start_task(f"{_LOAD}{model.name}", self._load(resident))
+        return resident
+
+    async def _load(self, resident: Resident) -> None:
+        """Takes the resident to READY; ``resident.ready`` tells the waiters how it went."""
+        asked_at = self._clock.monotonic()
+        async with self._load_lock:
+            try:
+                resident.state = State.LOADING
+                await self._load_with_room(resident)
+            except SchedulerError as error:
+                LOG.warning("%s did not load: %s", resident.model.name, error)
+                await self._clear_away(resident, error)
+                return
+            except asyncio.CancelledError:
+                await self._clear_away(resident, ShuttingDownError())
+                return
+            except BaseException as error:
+                await self._clear_away(resident, error)
+                raise
+            resident.load_duration_ns = int((self._clock.monotonic() - asked_at) * 1e9)
+            resident.state = State.READY
+        self._start_task(f"watch {resident.model.name}", self._watch(resident))
+        resident.ready.set_result(None)
+        if resident.is_idle:  # everybody who wanted it has left
+            self._await_expiry(resident)
+
+    async def _load_with_room(self, resident: Resident) -> None:
+        """Tries, and unloads another model after each refusal for want of memory, until it works or none is left."""
+        path = resident.model.path
+        resident.header = await asyncio.to_thread(self._estimates.header, path)
+        resident.request = resolve(resident.options, resident.header, self._settings)
+        estimate = await asyncio.to_thread(self._estimates.memory, path, resident.request)
+        while True:
+            machine = self._machine()
+            resident.num_gpus = len(machine.gpus)
+            others = [r for r in self._residents.values() if r is not resident and r.has_process]
+            if len(others) >= self._max_loaded(machine):
+                await self._evict(others)
+                continue
+            num_gpu = -1 if resident.options.num_gpu is None else resident.options.num_gpu
+            situation = Situation(resident.request, machine, LayoutRules(num_gpu=num_gpu, require_full=bool(others)))
+            try:
+                situation.layout(estimate, backoff=0.0)  # refuses before a process is started
+                await self._start(resident, situation, estimate)
+            except (RequireFullError, SystemMemoryError):
+                if not others:
+                    raise
+                await self._evict(others)
+            else:
+                return
+
+    async def _start(self, resident: Resident, situation: Situation, estimate: Memory) -> None:
+        started = resident.started = await self._spawn(resident.model, self._settings)
+        try:
+            up = await bring_up(started, situation, estimate, self._clock, self._settings.load_timeout_s)
+        except LayoutError:
+            resident.started = None
+            await started.stop()
+            raise
+        resident.layout, resident.memory = up.loaded.layout, up.loaded.memory
+        LOG.info(
+            "%s loaded: process %.3f s, layout and memory %.3f s, weights %.3f s",
+            *(resident.model.name, up.process_s, up.layout_s, up.weights_s),
+        )
+
+    def _max_loaded(self, machine: Machine) -> int:
+        return self._settings.max_loaded_models or AUTO_MODELS_PER_GPU * max(1, len(machine.gpus))
+
+    async def _evict(self, others: list[Resident]) -> None:
+        """Returns when one of ``others`` is gone."""
+        leaving = next((r for r in others if r.state is State.LEAVING), None)
+        victim = leaving or choose_victim(others)
+        assert victim is not None  # whoever has a process is ready or leaving: only one loads at a time
+        if victim is not leaving:
+            LOG.info("unloading %s to make room", victim.model.name)
+            self._retire(victim)
+        await victim.gone.wait()
+
+    # ---- leaving -------------------------------------------------------------------------------
+
+    def _retire(self, resident: Resident) -> None:
+        """Takes no new request from now on, and stops when nobody uses it."""
+        if resident.state is not State.READY:
+            return
+        resident.state = State.LEAVING
+        resident.cancel_timer()
+        if resident.is_idle:
+            self._start_task(f"stop {resident.model.name}", self._stop(resident))
+
+    async def _stop(self, resident: Resident) -> None:
+        LOG.info("unloading %s", resident.model.name)
+        await self._clear_away(resident)
+
+    async def _watch(self, resident: Resident) -> None:
+        """A process that ends without being asked is forgotten, so that the next request starts a new one."""
+        assert resident.started is not None
+        last_words = await resident.started.process.wait()
+        if resident.state in (State.READY, State.LEAVING):
+            if resident.state is State.READY:
+                LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
+            await self._clear_away(resident)
+
+    async def _clear_away(self, resident: Resident, error: BaseException | None = None) -> None:
+        """Ends the process and forgets the resident. May be called again."""
+        resident.cancel_timer()
+        try:
+            if resident.started is not None:
+                await resident.started.stop()
+        finally:
+            self._forget(resident, error)
+
+    def _forget(self, resident: Resident, error: BaseException | None = None) -> None:
+        """``error`` is what those get who still wait for it to load."""
+        resident.state = State.GONE
+        if self._residents.get(resident.model.path) is resident:
+            del self._residents[resident.model.path]
+        resident.gone.set()
+        if error is not None and not resident.ready.done():
+            resident.ready.set_exception(error)
+
+    def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._end_task)
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.error("%s failed", task.get_name(), exc_info=error)
+
+
+def _normal(keep_alive_s: float) -> float:
+    return FOREVER_S if keep_alive_s < 0 or math.isinf(keep_alive_s) else keep_alive_s

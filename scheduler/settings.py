@@ -1,0 +1,25 @@
+"""What the scheduler is told once, at the start of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """All values are final: ``server.__main__`` reads the environment, nobody here does."""
+
+    keep_alive_s: float = 300.0  # after the last request; 0: unload at once, negative or inf: never
+    num_parallel: int = 1  # sequences that one runner works on at a time
+    load_timeout_s: float = 300.0  # without any progress; <= 0: wait for ever
+    max_loaded_models: int = 0  # 0: automatic, 3 for each GPU and at least 3
+    max_queue: int = 512  # requests that wait for a model to load
+    context_length: int = 0  # tokens per sequence when a request does not say; 0: 4096
+    kernels: str | None = None  # "fast" or "reference"; None: the runner's default
+    cpu_isa: str | None = None  # instruction set of the CPU kernels; None: the best one
+    devices: str = ""  # "", "auto" or "cpu"
+    debug: bool = False  # runner output at level DEBUG of the runner
+
+    @property
+    def default_num_ctx(self) -> int:
+        return self.context_length or 4096

@@ -1,0 +1,89 @@
+"""The front server's application: routes, access rules, errors, and the scheduler's life."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from scheduler.scheduler import Scheduler
+from starlette.exceptions import HTTPException
+
+from scheduler.errors import SchedulerError
+from scheduler.settings import SchedulerSettings
+from server import version
+from server.catalog import Catalog
+from server.errors import ApiError, Failure, body_of, failure_of
+from server.routes import access, ollama, openai
+from server.routes.reply import json_response
+from server.routes.service import Service
+from server.schemas.messages import MessageError
+from server.schemas.options import OptionError
+from server.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. The scheduler starts with it and, with all its runners, ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        scheduler = Scheduler(scheduler_settings(settings))
+        app.state.service = Service(settings, Catalog(settings.models), scheduler)
+        try:
+            yield
+        finally:
+            await scheduler.close()
+
+    app = FastAPI(title="Shale", version=version(), lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(ollama.router)
+    app.include_router(openai.router)
+    _add_access_rules(app, settings)
+    _add_error_handlers(app)
+    return app
+
+
+def scheduler_settings(settings: Settings) -> SchedulerSettings:
+    return SchedulerSettings(
+        keep_alive_s=settings.keep_alive_s,
+        num_parallel=settings.num_parallel,
+        load_timeout_s=settings.load_timeout_s,
+        max_loaded_models=settings.max_loaded_models,
+        max_queue=settings.max_queue,
+        context_length=settings.context_length,
+        kernels=settings.kernels,
+        cpu_isa=None if settings.cpu_isa == "auto" else settings.cpu_isa,
+        devices=settings.devices,
+        debug=settings.debug,
+    )
+
+
+def _add_access_rules(app: FastAPI, settings: Settings) -> None:
+    pattern = access.origin_pattern(settings.origins)
+    app.add_middleware(CORSMiddleware, allow_origin_regex=pattern, allow_methods=["*"], allow_headers=["*"])
+    if settings.address.is_loopback:
+        app.add_middleware(access.HostCheck)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    for kind in (ApiError, SchedulerError, OptionError, MessageError, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    # A defect is logged, with its traceback, by the web server: Starlette raises it again after this answer.
+    return _answer(request, failure_of(error))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: a path that is not there, a method that the path does not have."""
+    assert isinstance(error, HTTPException)
+    where = {404: f"path {request.url.path!r} not found", 405: f"method {request.method} not allowed"}
+    message = where.get(error.status_code, error.detail or HTTPStatus(error.status_code).phrase)
+    return _answer(request, Failure(error.status_code, message, headers=dict(error.headers or {})))
+
+
+def _answer(request: Request, failure: Failure) -> Response:
+    return json_response(body_of(failure, request.url.path), failure.status, dict(failure.headers))

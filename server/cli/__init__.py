@@ -1,0 +1,1 @@
+"""The ``shale`` command. Nothing here is imported by the server itself."""

@@ -1,0 +1,113 @@
+"""``shale run``: one answer, or a conversation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from server.cli.client import Client, CommandError
+
+PROMPT = ">>> "
+HELP = "/bye leaves, /clear forgets the conversation, Ctrl-C stops an answer."
+
+Message = dict[str, str]
+
+
+class Conversation:
+    """The messages so far with one model."""
+
+    def __init__(self, client: Client, model: str, system: str | None, verbose: bool) -> None:
+        self._client = client
+        self._model = model
+        self._start: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._verbose = verbose
+        self._messages = list(self._start)
+
+    def clear(self) -> None:
+        self._messages = list(self._start)
+
+    def load(self) -> None:
+        """Load the model, so that the first answer does not wait for it. Raises CommandError."""
+        self._client.post("/api/chat", {"model": self._model, "messages": [], "stream": False})
+
+    def ask(self, text: str) -> None:
+        """Print the answer as it comes. Ctrl-C ends it early; what came until then stays in the conversation."""
+        messages = [*self._messages, {"role": "user", "content": text}]
+        answer = ""
+        parts = self._client.stream("/api/chat", {"model": self._model, "messages": messages})
+        try:
+            with closing(parts):  # type: ignore[type-var]
+                answer = self._print(parts)
+        finally:
+            print()
+        self._messages = [*messages, {"role": "assistant", "content": answer}]
+
+    def _print(self, parts: Iterator[dict[str, Any]]) -> str:
+        answer = ""
+        try:
+            for part in parts:
+                piece = part["message"]["content"]
+                answer += piece
+                print(piece, end="", flush=True)
+                if part["done"] and self._verbose:
+                    print(f"\n\n{timings(part)}", end="", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+        return answer
+
+
+def timings(end: dict[str, Any]) -> str:
+    """Counts and speeds of an answer's last part."""
+    rows = []
+    for label, name in (("prompt", "prompt_eval"), ("answer", "eval")):
+        count, duration = end.get(f"{name}_count", 0), end.get(f"{name}_duration", 0)
+        speed = f", {count / duration * 1e9:.1f} tokens/s" if duration else ""
+        rows.append(f"{label}: {count} tokens{speed}")
+    return "\n".join((*rows, f"total:  {end.get('total_duration', 0) / 1e9:.2f} s"))
+
+
+def run(client: Client, model: str, prompt: str, system: str | None, verbose: bool) -> None:
+    """Answer ``prompt`` and what is piped in, or talk until /bye. Raises CommandError."""
+    conversation = Conversation(client, model, system, verbose)
+    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    text = "\n\n".join(part for part in (prompt, piped.rstrip("\n")) if part)
+    if text:
+        conversation.ask(text)
+    elif sys.stdin.isatty():
+        _talk(conversation)
+    else:
+        raise CommandError("no prompt: give one as an argument or on standard input")
+
+
+def _talk(conversation: Conversation) -> None:
+    import readline  # noqa: F401  # line editing and history for input()
+
+    conversation.load()
+    print(HELP)
+    while True:
+        try:
+            line = input(PROMPT).strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print(f"\n{HELP}")
+            continue
+        if line == "/bye":
+            return
+        if line == "/clear":
+            conversation.clear()
+        elif line.startswith("/"):
+            print(HELP)
+        elif line:
+            _ask(conversation, line)
+
+
+def _ask(conversation: Conversation, line: str) -> None:
+    try:
+        conversation.ask(line)
+    except CommandError as error:  # the conversation goes on: a runner that died is started again
+        print(f"error: {error}", file=sys.stderr)

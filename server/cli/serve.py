@@ -1,0 +1,87 @@
+"""``shale serve``: bind the address, say what is served, run until told to stop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+
+from server import version
+from server.catalog import Catalog
+from server.cli.client import CommandError
+from server.settings import Address, Settings
+
+BACKLOG = 2048
+SHUTDOWN_TIMEOUT_S = 3  # for answers in progress; then their connections are closed
+MAX_MODELS_SHOWN = 5
+
+REASONS = {
+    errno.EADDRINUSE: "the address is in use; is a server running there already? SHALE_HOST or --host names another",
+    errno.EACCES: "not permitted; ports below 1024 are for root",
+    errno.EADDRNOTAVAIL: "this machine does not have that address",
+}
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises CommandError when the address cannot be bound."""
+    import uvicorn
+
+    from server.app import create_app
+
+    level = logging.DEBUG if settings.debug else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    for name in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    listener = bind(settings.address)
+    print(announcement(settings, listener.getsockname()[1]), flush=True)
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        log_level="info" if settings.debug else "warning",
+        access_log=settings.debug,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket. Raises CommandError with the reason."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise CommandError(f"cannot listen on {address.host}:{address.port}: {reason}") from error
+    return listener
+
+
+def announcement(settings: Settings, port: int) -> str:
+    """What a person who starts the server wants to know."""
+    address = Address(settings.address.host, port)
+    isa = f" ({settings.cpu_isa})" if settings.cpu_isa != "auto" else ""
+    return "\n".join(
+        (
+            f"Shale {version()} listens on http://{_shown(address)}",
+            f"  models   {_models(settings)}",
+            f"  kernels  {settings.kernels}{isa}",
+        )
+    )
+
+
+def _shown(address: Address) -> str:
+    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+
+
+def _models(settings: Settings) -> str:
+    if not settings.models.is_dir():
+        return f"none: {settings.models} is not a directory (SHALE_MODELS)"
+    names = [entry.name for entry in Catalog(settings.models).entries()]
+    if not names:
+        return f"none: no GGUF file below {settings.models} (SHALE_MODELS)"
+    more = f" and {len(names) - MAX_MODELS_SHOWN} more" if len(names) > MAX_MODELS_SHOWN else ""
+    return f"{', '.join(names[:MAX_MODELS_SHOWN])}{more}, from {settings.models}"

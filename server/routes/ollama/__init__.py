@@ -1,0 +1,13 @@
+"""The Ollama API: fields, units, defaults and error texts as its clients know them."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from server.routes.ollama import chat, embed, generate, models, tokens
+
+router = APIRouter()
+for module in (models, generate, chat, embed, tokens):
+    router.include_router(module.router)
+
+__all__ = ["router"]

@@ -1,0 +1,152 @@
+"""The server itself and its models: ``/``, ``/api/version``, ``/api/tags``, ``/api/show``, ``/api/ps``, ``/health``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from scheduler.scheduler import RunningModel
+
+from runner.gguf import GGUFFile, StringArray, open_gguf
+from server import version
+from server.catalog import Entry, clean_text, human_count
+from server.errors import ModelNotFoundError
+from server.routes.body import read_request
+from server.routes.ollama.answers import rfc3339
+from server.routes.reply import json_response, watched
+from server.routes.service import service_of
+from server.schemas.ollama import ShowRequest
+
+router = APIRouter()
+
+GET_OR_HEAD = ["GET", "HEAD"]
+
+
+@router.api_route("/", methods=GET_OR_HEAD)
+async def root() -> Response:
+    return PlainTextResponse("Ollama is running")
+
+
+@router.api_route("/health", methods=GET_OR_HEAD)
+async def health() -> Response:
+    """For load balancers and container health checks: the server answers."""
+    return json_response({"status": "ok"})
+
+
+@router.api_route("/api/version", methods=GET_OR_HEAD)
+async def api_version() -> Response:
+    return json_response({"version": version()})
+
+
+@router.api_route("/api/tags", methods=GET_OR_HEAD)
+async def tags(request: Request) -> Response:
+    entries = await asyncio.to_thread(service_of(request).catalog.entries)
+    return json_response({"models": [_tag(entry) for entry in entries]})
+
+
+@router.api_route("/api/ps", methods=GET_OR_HEAD)
+async def ps(request: Request) -> Response:
+    """Loaded models, the one that stays longest first."""
+    service = service_of(request)
+    running = sorted(service.scheduler.running(), key=lambda each: each.expires_at, reverse=True)
+    known = {entry.name: entry for entry in await asyncio.to_thread(service.catalog.entries)}
+    return json_response({"models": [_loaded(each, known.get(each.model.name)) for each in running]})
+
+
+@router.post("/api/show")
+async def show(request: Request) -> Response:
+    service = service_of(request)
+    body = await read_request(request, ShowRequest)
+    entry = await service.find(body.model or body.name)
+    return json_response(await watched(request, _show_in_thread(entry, bool(body.verbose))))
+
+
+async def _show_in_thread(entry: Entry, verbose: bool) -> dict[str, Any]:
+    return await asyncio.to_thread(_show, entry, verbose)
+
+
+def details(entry: Entry) -> dict[str, Any]:
+    facts = entry.facts
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": facts.architecture,
+        "families": [facts.architecture],
+        "parameter_size": human_count(facts.num_parameters),
+        "quantization_level": facts.quantization,
+    }
+
+
+def _tag(entry: Entry) -> dict[str, Any]:
+    sizes = {"context_length": entry.facts.context_length, "embedding_length": entry.facts.embedding_length}
+    return {
+        "name": entry.name,
+        "model": entry.name,
+        "modified_at": rfc3339(entry.modified_at),
+        "size": entry.size_bytes,
+        "digest": entry.digest,
+        "details": details(entry) | {name: size for name, size in sizes.items() if size},
+        "capabilities": entry.facts.capabilities,
+    }
+
+
+def _loaded(running: RunningModel, entry: Entry | None) -> dict[str, Any]:
+    """``entry`` is None for a model whose file has gone while it is loaded."""
+    return {
+        "name": running.model.name,
+        "model": running.model.name,
+        "size": running.memory.total_bytes,
+        "digest": running.model.digest,
+        "details": details(entry) if entry else {},
+        "expires_at": rfc3339(running.expires_at),
+        "size_vram": running.memory.gpu_bytes,
+        "context_length": running.num_ctx,
+    }
+
+
+def _show(entry: Entry, verbose: bool) -> dict[str, Any]:
+    try:
+        with open_gguf(entry.path) as file:
+            model_info, tensors = _model_info(file, verbose), _tensors(file)
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"model '{entry.name}' not found", param="model") from error
+    return {
+        "license": entry.facts.license,
+        "modelfile": f"FROM {entry.path}\n",
+        "parameters": "",
+        "template": entry.facts.chat_template or "",
+        "system": "",
+        "details": details(entry),
+        "model_info": model_info,
+        "tensors": tensors,
+        "capabilities": entry.facts.capabilities,
+        "modified_at": rfc3339(entry.modified_at),
+    }
+
+
+def _model_info(file: GGUFFile, verbose: bool) -> dict[str, Any]:
+    """The metadata; arrays are null unless ``verbose``, for a vocabulary has megabytes."""
+    info: dict[str, Any] = {clean_text(key): _plain(value, verbose) for key, value in file.metadata.items()}
+    info.setdefault("general.parameter_count", sum(int(np.prod(t.shape)) for t in file.tensors.values()))
+    return info
+
+
+def _plain(value: Any, verbose: bool) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, (np.ndarray, StringArray)) and not verbose:
+        return None
+    if isinstance(value, StringArray):
+        return value.texts()
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _tensors(file: GGUFFile) -> list[Mapping[str, Any]]:
+    return [
+        {"name": clean_text(tensor.name), "type": tensor.type.name, "shape": list(tensor.shape)}
+        for tensor in file.tensors.values()
+    ]

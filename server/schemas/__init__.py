@@ -1,0 +1,1 @@
+"""Requests of the public APIs, validated before anything is loaded. Answers are plain dicts."""

@@ -1,0 +1,117 @@
+"""The ``shale`` command, as a person would use it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+DEMO = "shale-demo"
+QUESTION = "What does textwrap.dedent do?"
+ANSWER = "Remove any common leading whitespace"
+
+
+def test_version(server: Any) -> None:
+    assert server.command("--version").stdout.startswith("shale ")
+
+
+def test_list_show_ps_stop(server: Any) -> None:
+    listed = server.command("list").stdout.splitlines()
+    assert listed[0].split() == ["NAME", "ID", "SIZE", "MODIFIED"]
+    assert any(line.startswith("tiny/llama ") for line in listed)
+    assert "Q8_0" in server.command("show", DEMO).stdout
+    server.post("/api/generate", {"model": DEMO})
+    assert DEMO in server.command("ps").stdout
+    assert server.command("stop", DEMO).returncode == 0
+    assert DEMO not in server.command("ps").stdout
+
+
+def test_run_answers_its_arguments(server: Any) -> None:
+    result = server.command("run", DEMO, "--verbose", *QUESTION.split())
+    assert ANSWER in result.stdout
+    assert "tokens/s" in result.stderr
+
+
+def test_run_answers_what_is_piped_in(server: Any) -> None:
+    assert ANSWER in server.command("run", DEMO, text=f"{QUESTION}\n").stdout
+
+
+def test_errors_are_one_line(server: Any) -> None:
+    result = server.command("run", "nope", "hi")
+    assert (result.returncode, result.stderr.strip()) == (1, "shale: model 'nope' not found")
+    result = server.command("serve")
+    assert result.returncode == 1
+    assert "the address is in use" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_without_a_server_the_message_says_how_to_start_one(server: Any) -> None:
+    environment = {**server.environment, "SHALE_HOST": "127.0.0.1:1"}
+    command = [sys.executable, "-m", "server", "list"]
+    result = subprocess.run(command, cwd=server.root, env=environment, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert result.stderr.strip() == "shale: no server answers at http://127.0.0.1:1; start one with: shale serve"
+
+
+def test_a_bad_setting_is_told_before_anything_starts(server: Any) -> None:
+    environment = {**server.environment, "SHALE_NUM_PARALLEL": "many"}
+    command = [sys.executable, "-m", "server", "serve"]
+    result = subprocess.run(command, cwd=server.root, env=environment, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert result.stderr.startswith("shale: SHALE_NUM_PARALLEL='many' cannot be used; allowed: ")
+
+
+class Terminal:
+    """``shale run`` with a terminal in front of it."""
+
+    def __init__(self, server: Any, *arguments: str) -> None:
+        self._master, slave = pty.openpty()
+        command = [sys.executable, "-m", "server", "run", *arguments]
+        environment = {**server.environment, "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            command, cwd=server.root, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        os.set_blocking(self._master, False)
+        self._seen = ""
+
+    def type(self, line: str) -> None:
+        os.write(self._master, line.encode() + b"\n")
+
+    def wait_for(self, text: str, seconds: float = 15) -> None:
+        """Reads until ``text`` has come; what came before it is done with."""
+        deadline = time.monotonic() + seconds
+        while text not in self._seen:
+            assert time.monotonic() < deadline, self._seen
+            try:
+                self._seen += os.read(self._master, 4096).decode(errors="replace")
+            except BlockingIOError:
+                time.sleep(0.02)
+        self._seen = self._seen.partition(text)[2]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+
+def test_a_conversation_in_a_terminal(server: Any) -> None:
+    terminal = Terminal(server, DEMO)
+    try:
+        terminal.wait_for(">>> ")
+        terminal.type(QUESTION)
+        terminal.wait_for(ANSWER)
+        terminal.wait_for(">>> ")
+        terminal.type("/help")
+        terminal.wait_for("/bye leaves")
+        terminal.wait_for(">>> ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for(">>> ")
+        terminal.type("/bye")
+        assert terminal.process.wait(5) == 0
+    finally:
+        terminal.close()

@@ -1,0 +1,230 @@
+"""A clock, a machine and runners that do what a test says; and a real process without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.protocol import DeviceMemory, Health, LoadRequest, LoadResponse, Memory, Operation, Status
+from scheduler.client import RunnerClient
+from scheduler.devices import Machine, SystemMemory
+from scheduler.options import ModelFile, ModelHeader
+from scheduler.process import RunnerProcess
+from scheduler.scheduler import Scheduler, SchedulerSettings
+from scheduler.spawn import Started
+
+GIB = 2**30
+FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
+
+
+class ScriptedClock:
+    """Time stands still until ``advance``, or until somebody sleeps: that takes no time but moves the clock."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.timers: list[ScriptedTimer] = []
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        await asyncio.sleep(0)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> ScriptedTimer:
+        timer = ScriptedTimer(self.seconds + seconds, callback)
+        self.timers.append(timer)
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+        for timer in sorted(self.timers, key=lambda t: t.due):
+            if timer.due <= self.seconds and not timer.is_over:
+                timer.is_over = True
+                timer.callback()
+
+
+class ScriptedTimer:
+    def __init__(self, due: float, callback: Callable[[], None]) -> None:
+        self.due = due
+        self.callback = callback
+        self.is_over = False
+
+    def cancel(self) -> None:
+        self.is_over = True
+
+
+class ScriptedProcess(RunnerProcess):
+    """A process that exists only here."""
+
+    async def stop(self, grace_s: float = 0) -> None:
+        self.die(-15)
+
+    def die(self, returncode: int, *words: str) -> None:
+        for line in words:
+            self._words.hear(line)
+        if self.returncode is None:
+            self.returncode = returncode
+        self._ended.set()
+
+
+class ScriptedClient:
+    """Answers load operations with what the model takes; ready once ``gate`` is set."""
+
+    def __init__(self, memory: Memory, gate: asyncio.Event, failure: Exception | None = None) -> None:
+        self.memory = memory
+        self.gate = gate
+        self.failure = failure
+        self.requests: list[LoadRequest] = []
+        self.is_closed = False
+
+    async def load(self, request: LoadRequest) -> LoadResponse:
+        self.requests.append(request)
+        if self.failure is not None and request.operation == Operation.ALLOC:
+            raise self.failure
+        return LoadResponse(success=True, memory=self.memory)
+
+    async def health(self) -> Health:
+        if not self.requests:
+            return Health(status=Status.LAUNCHED)
+        await self.gate.wait()
+        return Health(status=Status.READY, progress=1.0)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+class World:
+    """A scheduler on a machine with ``free_bytes``, with runners that take what ``sizes`` says (1 GiB unless told)."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = ScriptedClock()
+        self.total_bytes = 64 * GIB
+        self.sizes: dict[str, int] = {}
+        self.trained: dict[str, int] = {}
+        self.failures: dict[str, Exception] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+        self.started: list[tuple[str, Started]] = []
+        self.scheduler = Scheduler(
+            SchedulerSettings(**settings),
+            spawn=self.spawn,
+            clock=self.clock,
+            estimates=self,
+            machine=self.machine,
+        )
+
+    @staticmethod
+    def model(name: str) -> ModelFile:
+        return ModelFile(name, Path("/models") / f"{name}.gguf", digest=name, size_bytes=1)
+
+    def hold(self, name: str) -> asyncio.Event:
+        """The next load of this model is not done before the event is set."""
+        self.gates[name] = asyncio.Event()
+        return self.gates[name]
+
+    def processes(self, name: str) -> list[ScriptedProcess]:
+        return [started.process for started_name, started in self.started if started_name == name]
+
+    def num_alive(self) -> int:
+        return sum(started.process.is_alive for _, started in self.started)
+
+    def names(self) -> list[str]:
+        return sorted(running.model.name for running in self.scheduler.running())
+
+    # ---- what the scheduler asks ---------------------------------------------------------------
+
+    def header(self, path: Path) -> ModelHeader:
+        return ModelHeader("llama", self.trained.get(path.stem, 8192))
+
+    def memory(self, path: Path, request: LoadRequest) -> Memory:
+        return memory_of(self.sizes.get(path.stem, GIB))
+
+    def machine(self) -> Machine:
+        used = sum(self.sizes.get(name, GIB) for name, started in self.started if started.process.is_alive)
+        return Machine(SystemMemory(self.total_bytes, self.total_bytes - used, 0))
+
+    async def spawn(self, model: ModelFile, settings: SchedulerSettings) -> Started:
+        gate = self.gates.pop(model.name, None)
+        if gate is None:
+            gate = asyncio.Event()
+            gate.set()
+        client = ScriptedClient(self.memory(model.path, LoadRequest(operation=Operation.FIT)), gate)
+        client.failure = self.failures.get(model.name)
+        started = Started(ScriptedProcess(model.name, 0, ""), client)
+        self.started.append((model.name, started))
+        return started
+
+
+def memory_of(num_bytes: int) -> Memory:
+    cpu = DeviceMemory(id="cpu", library="cpu", weights=(num_bytes, 0), cache=(0, 0), graph=0)
+    return Memory(input_weights=0, cpu=cpu)
+
+
+@pytest.fixture
+async def new_world() -> AsyncIterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(**settings: Any) -> World:
+        worlds.append(World(**settings))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        await world.scheduler.close()
+        assert world.num_alive() == 0
+
+
+@pytest.fixture
+def clock() -> ScriptedClock:
+    return ScriptedClock()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
+    """Returns when the condition holds; fails after two seconds."""
+
+    async def wait(condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(2):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    return wait
+
+
+class Fake:
+    """A real process that speaks the runner's HTTP; see fake_runner.py for what a script can say."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: list[Started] = []
+
+    async def __call__(self, **script: Any) -> Started:
+        path = self._folder / f"script{len(self._made)}.json"
+        path.write_text(json.dumps(script))
+        process = await RunnerProcess.start(
+            path.name, lambda fd: [sys.executable, "-S", str(FAKE_RUNNER), "--model", str(path), "--fd", str(fd)], {}
+        )
+        self._made.append(Started(process, RunnerClient(process.port, process.token, process.obituary)))
+        return self._made[-1]
+
+    async def stop(self) -> None:
+        for started in self._made:
+            started.process.kill()
+            await started.stop()
+
+
+@pytest.fixture
+async def start_fake(tmp_path: Path) -> AsyncIterator[Fake]:
+    fake = Fake(tmp_path)
+    yield fake
+    await fake.stop()

@@ -1,0 +1,164 @@
+"""The OpenAI API's answers: shapes, the order of events, logprobs in both forms, errors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import httpx
+import pytest
+
+from scheduler.errors import RunnerDiedError
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+USER = [{"role": "user", "content": "hi"}]
+
+
+def events(response: httpx.Response) -> list[Any]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = [block.removeprefix("data: ") for block in response.text.split("\n\n") if block]
+    return [block if block == "[DONE]" else json.loads(block) for block in blocks]
+
+
+def test_chat_in_one_piece(site: Any) -> None:
+    answer = site.post(CHAT, {"model": "chat", "messages": USER}).json()
+    assert answer["object"] == "chat.completion"
+    assert answer["id"].startswith("chatcmpl-")
+    (choice,) = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "hello"}
+    assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "stop", None)
+    assert answer["usage"] == {
+        "prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 1},
+    }  # fmt: skip
+
+
+def test_a_chat_stream_has_the_role_first_the_reason_last_and_usage_when_asked(site: Any) -> None:
+    body = {"model": "chat", "messages": USER, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, usage, done = events(site.post(CHAT, body))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas == [{"role": "assistant", "content": ""}, {"content": "he"}, {"content": "llo"}, {}]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "stop"]
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 5)
+    assert done == "[DONE]"
+    assert len({chunk["id"] for chunk in (*chunks, usage)}) == 1
+
+
+def test_without_being_asked_there_is_no_usage(site: Any) -> None:
+    chunks = events(site.post(CHAT, {"model": "chat", "messages": USER, "stream": True}))
+    assert all("usage" not in chunk for chunk in chunks[:-1])
+
+
+def test_chat_logprobs_have_openais_fields_and_ids(site: Any) -> None:
+    body = {"model": "chat", "messages": USER, "logprobs": True, "top_logprobs": 1}
+    first = site.post(CHAT, body).json()["choices"][0]["logprobs"]["content"][0]
+    assert (first["token"], first["logprob"], first["bytes"], first["id"]) == ("he", -0.5, [104, 101], 7)
+    assert first["top_logprobs"][0]["token"] == "he"
+
+
+def test_text_goes_to_the_model_as_it_is(site: Any) -> None:
+    answer = site.post(TEXT, {"model": "chat", "prompt": "hi"}).json()
+    assert (answer["object"], answer["choices"][0]["text"]) == ("text_completion", "hello")
+    assert site.scheduler.requests[0].prompt == "hi"
+
+
+def test_tokens_go_to_the_model_as_they_are(site: Any) -> None:
+    site.post(TEXT, {"model": "chat", "prompt": [5, 6]})
+    assert site.scheduler.requests[0].prompt == (5, 6)
+
+
+def test_text_logprobs_are_lists_and_ids_stand_beside_them(site: Any) -> None:
+    body = {"model": "chat", "prompt": "hi", "logprobs": 1, "return_token_ids": True}
+    choice = site.post(TEXT, body).json()["choices"][0]
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"] == ["he", "llo"]
+    assert logprobs["token_logprobs"] == [-0.5, -0.5]
+    assert logprobs["top_logprobs"] == [{"he": -0.5}, {"llo": -0.5}]
+    assert logprobs["text_offset"] == [0, 2]
+    assert [token["id"] for token in logprobs["content"]] == [7, 8]
+    assert choice["token_ids"] == [7, 8]
+
+
+def test_offsets_go_on_from_chunk_to_chunk(site: Any) -> None:
+    *chunks, _ = events(site.post(TEXT, {"model": "chat", "prompt": "hi", "logprobs": 0, "stream": True}))
+    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in chunks[:2]] == [[0], [2]]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_prompts_times_choices_in_order(site: Any) -> None:
+    answer = site.post(TEXT, {"model": "chat", "prompt": ["a", "b"], "n": 2, "seed": 5}).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    asked = [(request.prompt, request.options.seed) for request in site.scheduler.requests]
+    assert asked == [("a", 5), ("a", 6), ("b", 5), ("b", 6)]
+    assert answer["usage"]["prompt_tokens"] == 6  # each prompt once
+    assert answer["usage"]["completion_tokens"] == 8
+
+
+def test_the_role_comes_once_for_every_choice(site: Any) -> None:
+    *chunks, _ = events(site.post(CHAT, {"model": "chat", "messages": USER, "n": 2, "stream": True}))
+    roles = [chunk["choices"][0]["index"] for chunk in chunks if "role" in chunk["choices"][0]["delta"]]
+    assert roles == [0, 1]
+
+
+def test_nothing_is_cut_silently_on_this_route(site: Any) -> None:
+    site.post(CHAT, {"model": "chat", "messages": USER})
+    assert (site.scheduler.requests[0].truncate, site.scheduler.requests[0].shift) == (False, False)
+
+
+def test_context_and_keep_alive_can_be_set(site: Any) -> None:
+    site.post(CHAT, {"model": "chat", "messages": USER, "num_ctx": 128, "keep_alive": "2m"})
+    assert site.scheduler.acquired[0][1].num_ctx == 128
+    assert site.scheduler.acquired[0][2] == 120
+
+
+def test_embeddings_as_floats_and_as_base64(site: Any) -> None:
+    floats = site.post("/v1/embeddings", {"model": "embed", "input": ["a", "b"]}).json()
+    assert floats["data"][1] == {"object": "embedding", "index": 1, "embedding": [0.6, 0.0, 0.8]}
+    assert floats["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    coded = site.post("/v1/embeddings", {"model": "embed", "input": "a", "encoding_format": "base64"}).json()
+    values = struct.unpack("<3f", base64.b64decode(coded["data"][0]["embedding"]))
+    assert values == pytest.approx((0.6, 0.0, 0.8))
+
+
+def test_models_are_listed_and_found_by_name(site: Any) -> None:
+    names = [model["id"] for model in site.get("/v1/models").json()["data"]]
+    assert sorted(names) == ["chat", "embed", "plain"]
+    assert site.get("/v1/models/chat").json()["object"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "error"),
+    [
+        (CHAT, {"model": "chat", "messages": []}, 400, ("[] is too short - 'messages'", "messages")),
+        (CHAT, {"model": "nope", "messages": USER}, 404, ("model 'nope' not found", "model")),
+        (TEXT, {"model": "chat", "prompt": "x", "echo": True}, 400, ("field 'echo' is not supported yet", "echo")),
+        (
+            TEXT,
+            {"model": "chat", "prompt": "x", "num_ctx": 1},
+            400,
+            ('option "num_ctx" must be at least 4 (found 1)', None),
+        ),
+    ],
+)
+def test_errors_have_openais_shape(site: Any, path: str, body: Any, status: int, error: tuple[str, str | None]) -> None:
+    response = site.post(path, body)
+    kind = "not_found_error" if status == 404 else "invalid_request_error"
+    message, param = error
+    assert response.status_code == status
+    assert response.json() == {"error": {"message": message, "type": kind, "param": param, "code": None}}
+
+
+def test_a_model_that_is_not_there_is_404(site: Any) -> None:
+    response = site.get("/v1/models/some/thing")
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == "model 'some/thing' not found"
+
+
+def test_a_failure_in_a_stream_is_an_event_and_there_is_no_done(site: Any) -> None:
+    site.scheduler.script = [site.scheduler.script[0], RunnerDiedError("oops")]
+    *_, last = events(site.post(CHAT, {"model": "chat", "messages": USER, "stream": True}))
+    assert last["error"]["type"] == "api_error"
+    assert "oops" in last["error"]["message"]

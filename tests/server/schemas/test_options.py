@@ -1,0 +1,68 @@
+"""Ollama's options are sorted into sampling and loading, and nothing in them is ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runner.protocol import SamplingOptions
+from server.schemas.options import LOADING, SAMPLING, OptionError, read_options
+
+
+def test_no_options_are_the_defaults() -> None:
+    options = read_options(None)
+    assert options.sampling == SamplingOptions()
+    assert not options.loading
+
+
+def test_sampling_and_loading_are_told_apart() -> None:
+    options = read_options({"temperature": 0, "num_ctx": 128, "stop": ["a"], "use_mmap": False})
+    assert options.sampling == SamplingOptions(temperature=0, stop=("a",))
+    assert options.loading == {"num_ctx": 128, "use_mmap": False}
+
+
+def test_every_sampling_option_is_a_field_of_the_wire() -> None:
+    assert set(SAMPLING) == set(SamplingOptions.model_fields)
+
+
+def test_null_counts_as_not_given() -> None:
+    everything = dict.fromkeys((*SAMPLING, *LOADING, "mirostat", "tfs_z"))
+    assert read_options(everything) == read_options({})
+
+
+def test_one_stop_string_may_stand_without_a_list() -> None:
+    assert read_options({"stop": "a"}).sampling.stop == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("top_k", "5", 'option "top_k" must be of type integer'),
+        ("top_k", 5.5, 'option "top_k" must be of type integer'),
+        ("top_k", True, 'option "top_k" must be of type integer'),
+        ("seed", float(2**70), 'option "seed" must be of type integer'),
+        ("top_p", "x", 'option "top_p" must be of type float32'),
+        ("temperature", float("inf"), 'option "temperature" must be of type float32'),
+        ("use_mmap", 1, 'option "use_mmap" must be of type boolean'),
+        ("stop", 1, 'option "stop" must be of type array'),
+        ("stop", [1], 'option "stop" must be of an array of strings'),
+        ("top_p", 1.5, 'option "top_p" should be less than or equal to 1 (found 1.5)'),
+        ("num_ctx", 3, 'option "num_ctx" must be at least 4 (found 3)'),
+        ("mirostat", 2, 'option "mirostat" is not supported by Shale; leave it out or set it to 0'),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_sentence(name: str, value: Any, sentence: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        read_options({name: value})
+    assert str(caught.value) == sentence
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(OptionError, match=r'unknown option "tempreature"; known: .*temperature.*num_ctx'):
+        read_options({"tempreature": 1})
+
+
+@pytest.mark.parametrize(("name", "value"), [("mirostat", 0), ("mirostat_tau", 5.0), ("tfs_z", 1), ("numa", False)])
+def test_an_option_that_asks_for_nothing_is_accepted(name: str, value: Any) -> None:
+    assert read_options({name: value}) == read_options({})

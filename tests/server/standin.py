@@ -1,0 +1,112 @@
+"""A scheduler whose models answer from a script: HTTP behaviour is tested without a runner."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+from scheduler.scheduler import LoadOptions, ModelFile
+
+from runner import protocol
+
+MEMORY = protocol.Memory(
+    input_weights=10, cpu=protocol.DeviceMemory(id="cpu", library="cpu", weights=(5,), cache=(3,), graph=2)
+)
+END = {
+    "done": True, "done_reason": "stop", "prompt_eval_count": 3, "prompt_eval_cached": 1, "prompt_eval_duration": 5,
+    "eval_count": 2, "eval_duration": 6, "prompt_tokens": [1, 2, 3],
+}  # fmt: skip
+
+
+def word(number: int, text: str) -> dict[str, Any]:
+    token = {"id": number, "token": text, "bytes": list(text.encode()), "logprob": -0.5}
+    return {"content": text, "tokens": [number], "logprobs": [{**token, "top_logprobs": [token]}]}
+
+
+def without_logprobs(line: Any) -> Any:
+    return {name: value for name, value in line.items() if name != "logprobs"} if isinstance(line, dict) else line
+
+
+class Lines:
+    """A completion's lines; an exception among them is raised in its place."""
+
+    def __init__(self, script: Sequence[Any]) -> None:
+        self._script = iter(script)
+        self.is_closed = False
+
+    def __aiter__(self) -> Lines:
+        return self
+
+    async def __anext__(self) -> bytes:
+        line = next(self._script, None)
+        if line is None:
+            raise StopAsyncIteration
+        if isinstance(line, Exception):
+            raise line
+        return orjson.dumps(line)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+class StandInScheduler:
+    """``script`` is what completions answer, ``error`` what a load fails with; what was asked is kept."""
+
+    def __init__(self) -> None:
+        self.script: list[Any] = [word(7, "he"), word(8, "llo"), END]
+        self.error: Exception | None = None
+        self.num_ctx = 4096
+        self.requests: list[protocol.CompletionRequest] = []
+        self.embeddings: list[protocol.EmbeddingRequest] = []
+        self.acquired: list[tuple[str, LoadOptions, float | None]] = []
+        self.unloaded: list[str] = []
+        self.streams: list[Lines] = []
+        self.num_held = 0
+
+    @asynccontextmanager
+    async def acquire(
+        self, model: ModelFile, options: LoadOptions, keep_alive_s: float | None
+    ) -> AsyncIterator[SimpleNamespace]:
+        self.acquired.append((model.name, options, keep_alive_s))
+        if self.error:
+            raise self.error
+        self.num_held += 1
+        try:
+            yield self._running(model)
+        finally:
+            self.num_held -= 1
+
+    async def unload(self, model: ModelFile) -> None:
+        self.unloaded.append(model.name)
+
+    def running(self) -> list[SimpleNamespace]:
+        return [self._running(ModelFile(*each)) for each in (("gone", None, "00", 1),)]
+
+    def _running(self, model: ModelFile) -> SimpleNamespace:
+        moment = datetime(2030, 1, 2, tzinfo=UTC)
+        return SimpleNamespace(model=model, client=self, memory=MEMORY, num_ctx=self.num_ctx, expires_at=moment)
+
+    # ---- RunnerClient: a token is a byte ---------------------------------------------------------
+
+    async def completion(self, request: protocol.CompletionRequest) -> Lines:
+        self.requests.append(request)
+        with_logprobs = request.top_logprobs is not None
+        self.streams.append(Lines([line if with_logprobs else without_logprobs(line) for line in self.script]))
+        return self.streams[-1]
+
+    async def tokenize(self, request: protocol.TokenizeRequest) -> protocol.TokenizeResponse:
+        return protocol.TokenizeResponse(tokens=tuple(request.text.encode()))
+
+    async def detokenize(self, request: protocol.DetokenizeRequest) -> protocol.DetokenizeResponse:
+        return protocol.DetokenizeResponse(text=bytes(request.tokens).decode())
+
+    async def embedding(self, request: protocol.EmbeddingRequest) -> protocol.EmbeddingResponse:
+        self.embeddings.append(request)
+        num_inputs = len(request.inputs)
+        return protocol.EmbeddingResponse(
+            embeddings=((0.6, 0.0, 0.8),) * num_inputs, prompt_eval_counts=(2,) * num_inputs
+        )

@@ -1,0 +1,100 @@
+"""Settings come from the environment, also by their Ollama names; a bad value is an error that says what is allowed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from server.settings import Address, SettingError, Settings, parse_address, rows
+
+
+def test_without_environment_everything_has_its_default() -> None:
+    settings = Settings.from_environment({})
+    assert settings.address == Address("127.0.0.1", 11434)
+    assert settings.models == Path.home() / ".shale" / "models"
+    assert settings.keep_alive_s == 300
+    assert (settings.kernels, settings.num_parallel) == ("fast", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0.0.0.0:80", Address("0.0.0.0", 80)),
+        (":8080", Address("127.0.0.1", 8080)),
+        ("localhost", Address("localhost", 11434)),
+        ("http://example.org:1/", Address("example.org", 1)),
+        ("[::1]:5", Address("::1", 5)),
+        ("::1", Address("::1", 11434)),
+        ("127.0.0.1:0", Address("127.0.0.1", 0)),
+    ],
+)
+def test_an_address_may_be_written_in_many_ways(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+
+
+def test_the_url_of_an_address_can_be_called() -> None:
+    assert Address("0.0.0.0", 1).url == "http://127.0.0.1:1"
+    assert Address("::", 1).url == "http://[::1]:1"
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"), [("127.0.0.2", True), ("::1", True), ("0.0.0.0", False), ("a.b", False)]
+)
+def test_loopback_is_told_from_the_rest(host: str, is_loopback: bool) -> None:
+    assert Address(host, 1).is_loopback is is_loopback
+
+
+def test_the_ollama_name_is_accepted_and_the_own_name_wins() -> None:
+    assert Settings.from_environment({"OLLAMA_HOST": "h:1"}).address == Address("h", 1)
+    assert Settings.from_environment({"OLLAMA_HOST": "h:1", "SHALE_HOST": "h:2"}).address == Address("h", 2)
+
+
+def test_names_without_an_ollama_twin_have_none() -> None:
+    assert Settings.from_environment({"OLLAMA_KERNELS": "nonsense"}).kernels == "fast"
+
+
+def test_quotes_and_blanks_around_a_value_do_not_count() -> None:
+    assert Settings.from_environment({"SHALE_KERNELS": ' "reference" '}).kernels == "reference"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("5m", 300), ("1h30m", 5400), ("-1", math.inf), ("0", 0)])
+def test_keep_alive_is_seconds_or_a_duration(text: str, seconds: float) -> None:
+    assert Settings.from_environment({"SHALE_KEEP_ALIVE": text}).keep_alive_s == seconds
+
+
+def test_no_load_timeout_means_for_ever() -> None:
+    assert Settings.from_environment({"SHALE_LOAD_TIMEOUT": "0"}).load_timeout_s == math.inf
+
+
+def test_the_home_directory_is_filled_in() -> None:
+    assert Settings.from_environment({"SHALE_MODELS": "~/x"}).models == Path.home() / "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("SHALE_HOST", "h:99999", "port of 0 to 65535"),
+        ("SHALE_HOST", "https://h", "host:port"),
+        ("SHALE_NUM_PARALLEL", "0", "at least 1"),
+        ("OLLAMA_NUM_PARALLEL", "x", "at least 1"),
+        ("SHALE_KERNELS", "quick", "fast, reference"),
+        ("SHALE_CPU_ISA", "mmx", "avx512vnni"),
+        ("SHALE_KEEP_ALIVE", "soon", "seconds"),
+        ("SHALE_DEBUG", "maybe", "1 or 0"),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_variable_value_and_what_is_allowed(
+    name: str, value: str, allowed: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        Settings.from_environment({name: value})
+    text = str(caught.value)
+    assert name in text
+    assert repr(value) in text
+    assert allowed in text
+
+
+def test_every_setting_is_described() -> None:
+    assert all(row.description and row.names[0].startswith("SHALE_") for row in rows().values())
