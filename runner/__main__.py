@@ -116,6 +116,10 @@ def main() -> None:
         serve(settings)
     except (OSError, ValueError) as error:  # the model's file, the kernels' name, the socket
         raise SystemExit(f"error: {error}") from error
+    # The engine's thread may be inside a forward pass: leave without taking down what it works with.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ LOG = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
-INLINE_CHARACTERS = 4096
-"""Text up to this length is tokenized on the event loop (about a millisecond); longer text on a worker thread."""
+INLINE_LENGTH = 4096
+"""Characters (or token ids) up to which a text is worked on in the event loop, in about a millisecond; longer ones go
+to a worker thread."""
 
 NOT_READY = {
     Status.LAUNCHED: "llm server launched, but no model is loaded",
@@ -116,7 +117,7 @@ async def load(request: LoadRequest, host: TheHost) -> LoadResponse:
 async def completion(request: CompletionRequest, host: TheHost) -> Response:
     model, engine = host.ready()
     mailbox = Mailbox()
-    is_long = isinstance(request.prompt, str) and len(request.prompt) > INLINE_CHARACTERS
+    is_long = len(request.prompt) > INLINE_LENGTH
     work = await _made(lambda: Completion(request, model, mailbox.put), in_thread=is_long)
     engine.submit(work)
     return EngineResponse(mailbox, lambda: engine.cancel(work), is_stream=True)
@@ -125,7 +126,7 @@ async def completion(request: CompletionRequest, host: TheHost) -> Response:
 async def embedding(request: EmbeddingRequest, host: TheHost) -> Response:
     model, engine = host.ready()
     mailbox = Mailbox()
-    is_long = sum(len(each) for each in request.inputs) > INLINE_CHARACTERS
+    is_long = sum(len(each) for each in request.inputs) > INLINE_LENGTH
     work = await _made(lambda: EmbeddingJob(request, model, mailbox.put), in_thread=is_long)
     engine.submit(work)
     return EngineResponse(mailbox, lambda: engine.cancel(work), is_stream=False)
@@ -138,14 +139,14 @@ async def tokenize(request: TokenizeRequest, host: TheHost) -> TokenizeResponse:
         text, special = request.text, request.add_special
         return model.tokenizer.encode(text, add_special=special, parse_special=request.parse_special)
 
-    tokens = await _made(encode, in_thread=len(request.text) > INLINE_CHARACTERS)
+    tokens = await _made(encode, in_thread=len(request.text) > INLINE_LENGTH)
     return TokenizeResponse(tokens=tuple(tokens))
 
 
 async def detokenize(request: DetokenizeRequest, host: TheHost) -> DetokenizeResponse:
     model, _ = host.ready()
     check_ids(request.tokens, model.tokenizer.num_tokens or model.spec.num_vocab)
-    is_long = len(request.tokens) > INLINE_CHARACTERS
+    is_long = len(request.tokens) > INLINE_LENGTH
     return DetokenizeResponse(text=await _made(lambda: model.tokenizer.decode(request.tokens), in_thread=is_long))
 
 

@@ -12,15 +12,15 @@ CPU in the file's own format; ``blk.N.*`` belongs to layer N; ``output*`` belong
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from runner.ggml_types import BY_NAME, GGMLType, row_bytes
 from runner.gguf import GGUFFile, TensorInfo
 from runner.model.spec import ModelError, ModelSpec, read_spec
-from runner.protocol import DeviceMemory, LoadRequest, Memory
+from runner.protocol import DeviceMemory, Layout, LoadRequest, Memory
 
 ALIGNMENT = 64
 ROWS_PER_PANEL = 16
@@ -177,7 +177,7 @@ def batch_tokens(spec: ModelSpec, request: LoadRequest) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Float32 buffers of one forward pass, as (name, rows, columns)."""
+    """Float32 buffers of one forward pass on one device, as (name, rows, columns)."""
 
     shapes: tuple[tuple[str, int, int], ...]
 
@@ -189,22 +189,27 @@ class Workspace:
         return sum(_aligned(4 * rows * cols) for _, rows, cols in self.shapes)
 
 
-def workspace(spec: ModelSpec, request: LoadRequest) -> Workspace:
-    """The buffers that one device needs for the worst batch."""
+def workspace(spec: ModelSpec, request: LoadRequest, *, has_layers: bool, has_output: bool) -> Workspace:
+    """The buffers that a device needs for the worst batch.
+
+    Every device that takes part has the hidden states; those with layers also what layers compute, the one with the
+    output layer also the logits.
+    """
     tokens = batch_tokens(spec, request)
-    outputs = request.num_parallel if spec.is_causal else 0
-    experts = tokens if spec.num_experts else 0
+    layer_tokens = tokens if has_layers else 0
+    experts = layer_tokens if spec.num_experts else 0
+    outputs = request.num_parallel if spec.is_causal and has_output else 0
     return Workspace(
         (
             ("residual", tokens, spec.embedding_length),
-            ("normed", tokens, spec.embedding_length),
             ("delta", tokens, spec.embedding_length),
-            ("query", tokens, spec.num_heads * spec.key_length),
-            ("key", tokens, spec.num_kv_heads * spec.key_length),
-            ("value", tokens, spec.num_kv_heads * spec.value_length),
-            ("attended", tokens, spec.num_heads * spec.value_length),
-            ("gate", tokens, spec.feed_forward_length),
-            ("up", tokens, spec.feed_forward_length),
+            ("normed", layer_tokens, spec.embedding_length),
+            ("query", layer_tokens, spec.num_heads * spec.key_length),
+            ("key", layer_tokens, spec.num_kv_heads * spec.key_length),
+            ("value", layer_tokens, spec.num_kv_heads * spec.value_length),
+            ("attended", layer_tokens, spec.num_heads * spec.value_length),
+            ("gate", layer_tokens, spec.feed_forward_length),
+            ("up", layer_tokens, spec.feed_forward_length),
             ("router", experts, spec.num_experts),
             ("expert_input", experts, spec.embedding_length),
             ("expert_output", experts, spec.embedding_length),
@@ -214,24 +219,78 @@ def workspace(spec: ModelSpec, request: LoadRequest) -> Workspace:
     )
 
 
-def footprint(gguf: GGUFFile, request: LoadRequest) -> Memory:
-    """What loading ``gguf`` as ``request`` says takes on each device.
+# ---- all of it, by device ------------------------------------------------------------------------
+
+
+class DeviceName(NamedTuple):
+    """What identifies a device, here and on the wire."""
+
+    id: str
+    library: str
+
+
+CPU = DeviceName("cpu", "cpu")
+
+
+def places(spec: ModelSpec, layout: Layout) -> tuple[DeviceName, ...]:
+    """The device of every layer, the output layer last.
 
     Raises:
-        ModelError: the file is not a model that can run.
+        ModelError: a layer is out of range or named twice.
+    """
+    chosen = [CPU] * (spec.num_layers + 1)
+    for share in layout:
+        for layer in share.layers:
+            if not 0 <= layer <= spec.num_layers:
+                raise ModelError(f"the layout names layer {layer}; there are 0 to {spec.num_layers}")
+            if chosen[layer] != CPU:
+                raise ModelError(f"the layout names layer {layer} on {chosen[layer].id} and on {share.id}")
+            chosen[layer] = DeviceName(share.id, share.library)
+    return tuple(chosen)
+
+
+def device_workspace(spec: ModelSpec, request: LoadRequest, device: DeviceName) -> Workspace:
+    """The buffers that ``device`` needs under the request's layout: none if it takes no part."""
+    *layers, output = places(spec, request.layout)
+    if device not in (CPU, output, *layers):
+        return Workspace(())
+    return workspace(spec, request, has_layers=device in layers, has_output=device == output)
+
+
+def footprint(gguf: GGUFFile, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
+    """What loading ``gguf`` as ``request`` says takes on each device.
+
+    ``devices`` are those beside the CPU; each has an entry in the result, whether the layout uses it or not.
+
+    Raises:
+        ModelError: the file is not a model that can run, or the layout is not one for this model and these devices.
     """
     spec = read_spec(gguf)
-    weights = [0] * (spec.num_layers + 1)
+    chosen = places(spec, request.layout)
+    unknown = {device.id for device in chosen} - {device.id for device in (CPU, *devices)}
+    if unknown:
+        raise ModelError(f"the layout names {min(unknown)}; there are cpu, {', '.join(d.id for d in devices)}")
+    weights = {device: [0] * len(chosen) for device in (CPU, *devices)}
+    cache = {device: [0] * len(chosen) for device in (CPU, *devices)}
     input_weights = 0
     for tensor in stored_tensors(gguf, spec):
         if tensor.layer == INPUT:
             input_weights += tensor.nbytes
         else:
-            weights[tensor.layer] += tensor.nbytes
-    cache = [sum(cache_bytes(spec, request, layer)) for layer in range(spec.num_layers)]
-    graph = workspace(spec, request).nbytes
-    cpu = DeviceMemory(id="cpu", library="cpu", weights=tuple(weights), cache=(*cache, 0), graph=graph)
-    return Memory(input_weights=input_weights, cpu=cpu)
+            weights[chosen[tensor.layer]][tensor.layer] += tensor.nbytes
+    for layer in range(spec.num_layers):
+        cache[chosen[layer]][layer] = sum(cache_bytes(spec, request, layer))
+    cpu, *others = (
+        DeviceMemory(
+            id=device.id,
+            library=device.library,
+            weights=tuple(weights[device]),
+            cache=tuple(cache[device]),
+            graph=device_workspace(spec, request, device).nbytes,
+        )
+        for device in (CPU, *devices)
+    )
+    return Memory(input_weights=input_weights, cpu=cpu, gpus=tuple(others))
 
 
 def converted_tensors(gguf: GGUFFile, spec: ModelSpec) -> tuple[StoredTensor, ...]:

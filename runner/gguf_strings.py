@@ -93,8 +93,7 @@ def read_strings(cursor: Cursor, count: int) -> StringArray:
     positions[0] = cursor.position
     done, num_bytes, num_steps = 0, _MIN_SCAN_BYTES, _MIN_STEPS
     while done < count:
-        cursor.position = at = int(positions[done])
-        cursor.require(8 * (count - done), f"the rest of an array, {count - done} of {count} strings,")
+        at = int(positions[done])
         if count - done > _MIN_STEPS:
             ends = find_run(cursor.buffer, at, min(at + num_bytes, cursor.end))[: count - done]
             positions[done + 1 : done + 1 + len(ends)] = ends
@@ -135,7 +134,7 @@ def find_run(buffer: mmap.mmap, start: int, end: int) -> Positions:
     right too. So nothing is taken on trust, and one vectorised comparison walks the run. It stops at a string of 256
     bytes or more, an empty string, zeros in a text, or ``end``.
 
-    Needs ``start + 8 <= end``; every end returned leaves room for one more length before ``end``.
+    Needs ``start <= end``; every end returned leaves room for one more length before ``end``.
     """
     data = np.frombuffer(buffer, np.uint8, end - start, start)
     zero = data[1:] == 0

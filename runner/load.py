@@ -7,34 +7,36 @@ starts over.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from runner.devices.base import Bytes, Device, OutOfMemoryError
+from runner.allocation import Allocation, allocate
+from runner.devices.base import Device, OutOfMemoryError
 from runner.devices.cpu import CpuDevice
-from runner.footprint import cache_bytes, cells_per_sequence, converted_tensors, footprint, workspace
+from runner.footprint import DeviceName, cells_per_sequence, converted_tensors, footprint
 from runner.gguf import GGUFFile, open_gguf
 from runner.kernels import Kernels
-from runner.kv_cache import CacheLayer, KVCache
+from runner.kv_cache import KVCache
 from runner.model.spec import ModelSpec, read_spec
 from runner.model.stage import Place
-from runner.model.step import Buffers
 from runner.model.transformer import Transformer
-from runner.model.weights import Placed, Weights, allocate, load
+from runner.model.weights import Weights, load
 from runner.protocol import Health, LoadRequest, LoadResponse, Memory, Operation, Status
 from runner.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-CACHE_DTYPES = {"f16": np.float16, "f32": np.float32}
-
 
 class OperationOrderError(RuntimeError):
     """A load operation came when it cannot be done."""
+
+
+class _StopError(Exception):
+    """close came while the weights were being read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +51,19 @@ class LoadedModel:
     kernels: Kernels
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """Memory that alloc took."""
-
-    request: LoadRequest
-    memory: Memory
-    placed: tuple[Placed, ...]
-    cache: tuple[CacheLayer, ...]
-    workspace: Bytes
-
-
-class _StopError(Exception):
-    """close came while the weights were being read."""
-
-
 class Loader:
     """Holds one model file and takes it through the load operations. Safe to call from several threads."""
 
-    def __init__(self, path: Path, kernels: Kernels, device: Device | None = None) -> None:
-        """Raises GGUFError, ModelError or TokenizerError if the file is not a model that can run."""
+    def __init__(self, path: Path, kernels: Kernels, host: Device | None = None, others: Sequence[Device] = ()) -> None:
+        """``host`` is the CPU, ``others`` the devices beside it that a layout may name.
+
+        Raises GGUFError or ModelError if the file is not a model that can run.
+        """
         self.gguf: GGUFFile = open_gguf(path)
         self.spec = read_spec(self.gguf)
         self.model: LoadedModel | None = None
         self._kernels = kernels
-        self._device = device or CpuDevice()
+        self._devices = {DeviceName(d.id, d.library): d for d in (host or CpuDevice(), *others)}
         self._lock = threading.Lock()
         self._allocation: Allocation | None = None
         self._reader: threading.Thread | None = None
@@ -90,7 +80,7 @@ class Loader:
 
         Raises:
             OperationOrderError: commit before alloc, or anything but close once the weights are being read.
-            ModelError: the file is not a model that can run.
+            ModelError: the layout is not one for this model and these devices.
         """
         with self._lock:
             if self._reader is not None and request.operation != Operation.CLOSE:
@@ -102,31 +92,33 @@ class Loader:
         if self._reader is not None:
             self._reader.join()
 
+    def _memory(self, request: LoadRequest) -> Memory:
+        return footprint(self.gguf, request, tuple(self._devices)[1:])
+
     def _fit(self, request: LoadRequest) -> LoadResponse:
         self._release()
-        return LoadResponse(success=True, memory=footprint(self.gguf, request))
+        return LoadResponse(success=True, memory=self._memory(request))
 
     def _alloc(self, request: LoadRequest) -> LoadResponse:
-        if self._is_allocated_for(request):
-            assert self._allocation is not None
-            return LoadResponse(success=True, memory=self._allocation.memory)
-        self._release()
-        memory = footprint(self.gguf, request)
-        try:
-            self._allocation = self._allocate(request, memory)
-        except OutOfMemoryError as error:
-            return LoadResponse(success=False, memory=memory, message=str(error))
+        memory = self._memory(request)
+        if not self._is_allocated_for(request):
+            self._release()
+            try:
+                self._allocation = allocate(self.gguf, self.spec, request, self._devices)
+            except OutOfMemoryError as error:
+                return LoadResponse(success=False, memory=memory, message=str(error))
         return LoadResponse(success=True, memory=memory)
 
     def _commit(self, request: LoadRequest) -> LoadResponse:
-        if not self._is_allocated_for(request):
+        allocation = self._allocation
+        if allocation is None or not self._is_allocated_for(request):
             raise OperationOrderError("commit needs an alloc of the same request before it")
-        assert self._allocation is not None
+        self._kernels.set_num_thread(request.num_thread)
         self._stopping.clear()
         self._health = Health(status=Status.LOADING)
-        self._reader = threading.Thread(target=self._read, args=(self._allocation,), name="weights", daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(allocation,), name="weights", daemon=True)
         self._reader.start()
-        return LoadResponse(success=True, memory=self._allocation.memory)
+        return LoadResponse(success=True, memory=self._memory(request))
 
     def _close(self, request: LoadRequest) -> LoadResponse:
         self._stopping.set()
@@ -135,43 +127,18 @@ class Loader:
         self._reader = None
         self._release()
         self._health = Health(status=Status.LAUNCHED)
-        return LoadResponse(success=True, memory=footprint(self.gguf, request))
+        return LoadResponse(success=True, memory=self._memory(request))
 
     def _release(self) -> None:
-        self.model = None
-        self._allocation = None
+        if self._allocation is not None:
+            self.model = self._allocation = None
+            gc.collect()  # memory goes back when nothing refers to it; a cycle must not delay that
 
     def _is_allocated_for(self, request: LoadRequest) -> bool:
-        allocated = self._allocation
-        return allocated is not None and allocated.request == request.model_copy(update={"operation": Operation.ALLOC})
-
-    def _allocate(self, request: LoadRequest, memory: Memory) -> Allocation:
-        spec = self.spec
-        placed = allocate(self.gguf, spec, self._device, use_mmap=request.use_mmap)
-        cache = tuple(self._cache_layer(request, i) for i in range(spec.num_layers if spec.is_causal else 0))
-        slab = self._device.allocate(workspace(spec, request).nbytes)
-        return Allocation(request, memory, placed, cache, slab)
-
-    def _cache_layer(self, request: LoadRequest, layer: int) -> CacheLayer:
-        spec = self.spec
-        cells = request.num_parallel * cells_per_sequence(spec, request, layer)
-        dtype = CACHE_DTYPES[request.kv_cache_type]
-        key_bytes, value_bytes = cache_bytes(spec, request, layer)
-        slab = self._device.allocate(key_bytes + value_bytes)
-
-        def heads(part: Bytes, length: int) -> np.ndarray:
-            count = cells * spec.num_kv_heads * length
-            return part.view(dtype)[:count].reshape(cells, spec.num_kv_heads, length)
-
-        return CacheLayer(heads(slab[:key_bytes], spec.key_length), heads(slab[key_bytes:], spec.value_length))
-
-    def _cache(self, allocation: Allocation) -> KVCache:
-        spec, request = self.spec, allocation.request
-        sliding = [i for i in range(spec.num_layers) if spec.window(i)]
-        window_cells = cells_per_sequence(spec, request, sliding[0]) if sliding else 0
-        return KVCache(
-            allocation.cache, num_ctx=request.num_ctx, num_parallel=request.num_parallel, window_cells=window_cells
-        )
+        if self._allocation is None:
+            return False
+        wanted = request.model_copy(update={"operation": self._allocation.request.operation})
+        return self._allocation.request == wanted
 
     def _read(self, allocation: Allocation) -> None:
         try:
@@ -195,16 +162,26 @@ class Loader:
             done += nbytes
             self._health = Health(status=Status.LOADING, progress=done / total)
 
-        request = allocation.request
         weights = Weights(self.spec, load(self.gguf, allocation.placed, self._kernels, advance))
-        place = Place(self._kernels, Buffers(workspace(self.spec, request), allocation.workspace))
+        devices = {name: Place(self._kernels, buffers) for name, buffers in allocation.buffers.items()}
+        host = next(iter(devices.values()))
         return LoadedModel(
             spec=self.spec,
             tokenizer=tokenizer,
-            transformer=Transformer(self.spec, weights, allocation.cache, place, (place,) * (self.spec.num_layers + 1)),
+            transformer=Transformer(
+                self.spec, weights, allocation.cache, host, [devices[name] for name in allocation.places]
+            ),
             cache=self._cache(allocation),
-            request=request,
+            request=allocation.request,
             kernels=self._kernels,
+        )
+
+    def _cache(self, allocation: Allocation) -> KVCache:
+        spec, request = self.spec, allocation.request
+        sliding = [i for i in range(spec.num_layers) if spec.window(i)]
+        window_cells = cells_per_sequence(spec, request, sliding[0]) if sliding else 0
+        return KVCache(
+            allocation.cache, num_ctx=request.num_ctx, num_parallel=request.num_parallel, window_cells=window_cells
         )
 
 

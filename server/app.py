@@ -8,10 +8,10 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from scheduler.scheduler import Scheduler
 from starlette.exceptions import HTTPException
 
 from scheduler.errors import SchedulerError
+from scheduler.scheduler import Scheduler
 from scheduler.settings import SchedulerSettings
 from server import version
 from server.catalog import Catalog
@@ -24,13 +24,13 @@ from server.schemas.options import OptionError
 from server.settings import Settings
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     """The application. The scheduler starts with it and, with all its runners, ends with it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         scheduler = Scheduler(scheduler_settings(settings))
-        app.state.service = Service(settings, Catalog(settings.models), scheduler)
+        app.state.service = Service(settings, catalog or Catalog(settings.models), scheduler)
         try:
             yield
         finally:

@@ -64,7 +64,7 @@ def test_one_compiled_module_and_no_cpp_source_is_in_it(wheel: zipfile.ZipFile) 
     names = wheel.namelist()
     (module,) = (name for name in names if name.endswith((".so", ".pyd")))
     assert module.startswith("runner/kernels/_cpu.")
-    assert not [name for name in names if name.endswith((".cpp", ".h"))]
+    assert not [name for name in names if name.endswith((".cpp", ".h", ".cmake", ".clang-format"))]
 
 
 def test_shale_is_the_only_console_script(wheel: zipfile.ZipFile) -> None:

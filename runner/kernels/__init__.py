@@ -1,8 +1,8 @@
 """The arithmetic of a model, in two interchangeable forms: ``fast`` (C++) and ``reference`` (NumPy).
 
 Conventions of every operation: arrays are C-contiguous float32 unless said otherwise, T is the number of tokens, and
-outputs are written into arrays that the caller owns. A wrong dtype, shape or layout raises ValueError that says what was
-found and what is allowed. The same request gives the same bytes: for every output element the order of the float
+outputs are written into arrays that the caller owns. A wrong dtype, shape or layout raises ValueError that says what
+was found and what is allowed. The same request gives the same bytes: for every output element the order of the float
 operations does not depend on T, on the other rows of a call, on the number of threads or on where cells lie.
 """
 
@@ -93,8 +93,8 @@ class Kernels(Protocol):
     # ---- attention
 
     def rope(self, x: Float32Array, table: Float32Array, neox: bool) -> None:
-        """Turns the first n_rot values of each head in place: x (T, H, D), table (T, n_rot) with n_rot / 2 cosines, then
-        as many sines. ``neox`` pairs value i with i + n_rot / 2, otherwise 2i with 2i + 1."""
+        """Turns the first n_rot values of each head in place: x (T, H, D), table (T, n_rot) with n_rot / 2 cosines,
+        then as many sines. ``neox`` pairs value i with i + n_rot / 2, otherwise 2i with 2i + 1."""
 
     def store_kv(
         self, k: Float32Array, v: Float32Array, k_cache: CacheArray, v_cache: CacheArray, cells: Int32Array
@@ -115,8 +115,8 @@ class Kernels(Protocol):
     ) -> None:
         """softmax(softcap(q kᵀ · scale)) v: q (T, H, D), out (T, H, DV).
 
-        Row t of ``rows`` (T, 3) is (offset, first, end): token t sees the positions first … end - 1 of its sequence, and
-        position p lies in cell ``cells[offset + p]``. Nothing seen gives zeros. Head h reads key-value head
+        Row t of ``rows`` (T, 3) is (offset, first, end): token t sees the positions first … end - 1 of its sequence,
+        and position p lies in cell ``cells[offset + p]``. Nothing seen gives zeros. Head h reads key-value head
         h // (H // KH). ``softcap`` c replaces a score s by c·tanh(s / c); 0 leaves it.
         """
 
@@ -141,7 +141,7 @@ class Kernels(Protocol):
 
 
 def select(name: KernelName, isa: str | None = None, num_thread: int = 0) -> Kernels:
-    """The kernels of that name. ``isa`` None: the best that the machine has; ``num_thread`` 0: one for each usable core.
+    """The kernels of that name. ``isa`` None: the best that the machine has; ``num_thread`` 0: one a usable core.
 
     Raises:
         ValueError: the name is unknown, or the machine lacks the instruction set; the message lists what there is.

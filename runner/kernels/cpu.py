@@ -1,7 +1,7 @@
 """The fast kernels: the C++ extension ``runner.kernels._cpu`` behind the facade of ``runner.kernels.Kernels``.
 
-Operations are the extension's own functions, not wrapped, so that a call costs what the binding costs. Instruction set and
-threads belong to the process: the instance made last decides for all.
+Operations are the extension's own functions, not wrapped, so that a call costs what the binding costs. Instruction
+set and threads belong to the process: the instance made last decides for all.
 """
 
 from __future__ import annotations

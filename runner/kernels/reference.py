@@ -37,6 +37,9 @@ class ReferenceKernels:
     isa = "numpy"
     num_thread = 1
 
+    def set_num_thread(self, num_thread: int) -> None:
+        """Nothing to do: these kernels have one thread."""
+
     def accepts(self, type_id: int) -> bool:
         """Whether matrices of this type can be packed without conversion."""
         return type_id in TYPES

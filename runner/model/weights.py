@@ -1,7 +1,6 @@
 """A model's tensors in memory: where each one goes, and how it gets there.
 
-``allocate`` takes one slab per purpose and cuts it up by ``runner.footprint``; ``load`` reads, converts and packs
-tensor by tensor. Attributes carry the tensors' GGUF names.
+``load`` reads, converts and packs tensor by tensor into memory that was set aside. Names are the tensors' GGUF names.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runner.devices.base import Bytes, Device
-from runner.footprint import StoredTensor, stored_tensors
+from runner.devices.base import Bytes
+from runner.footprint import StoredTensor
 from runner.gguf import GGUFFile
 from runner.kernels import Kernels
 from runner.kernels.dequantize import convert_to_bfloat16, dequantize
@@ -105,22 +104,6 @@ class Placed:
     storage: Bytes
 
 
-def allocate(gguf: GGUFFile, spec: ModelSpec, device: Device, *, use_mmap: bool) -> tuple[Placed, ...]:
-    """Memory for every tensor, from one slab.
-
-    With ``use_mmap``, raw input rows that need no conversion stay in the file and get no memory of their own.
-
-    Raises:
-        OutOfMemoryError: the device is short of memory.
-        ModelError: a tensor is not known.
-    """
-    tensors = stored_tensors(gguf, spec)
-    sizes = [0 if use_mmap and _stays_in_file(tensor) else tensor.nbytes for tensor in tensors]
-    slab = device.allocate(sum(sizes))
-    ends = np.cumsum(sizes)
-    return tuple(Placed(tensor, slab[end - size : end]) for tensor, size, end in zip(tensors, sizes, ends, strict=True))
-
-
 def load(
     gguf: GGUFFile, placed: tuple[Placed, ...], kernels: Kernels, advance: Callable[[int], None]
 ) -> Mapping[str, Tensor]:
@@ -135,7 +118,8 @@ def load(
     return tensors
 
 
-def _stays_in_file(tensor: StoredTensor) -> bool:
+def stays_in_file(tensor: StoredTensor) -> bool:
+    """Whether the tensor can be used where it is mapped: raw input rows that need no conversion."""
     return tensor.storage == "raw" and tensor.type == tensor.source.type
 
 

@@ -24,6 +24,7 @@ class PreTokenizer:
     escape_spaces: bool = False  # a space is written "▁"
     ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
     add_bos: bool = False  # the default where the file does not say
+    always_bos: bool = False  # BOS is added whatever the file says
 
 
 def pre_tokenizer(name: str | None) -> PreTokenizer:
@@ -257,13 +258,13 @@ _ROWS: Final[tuple[tuple[str, PreTokenizer], ...]] = (
     ),
     ("bloom poro-chat gpt3-finnish", PreTokenizer((_BLOOM,))),
     ("viking", PreTokenizer((_BLOOM, r"\p{N}"))),
-    # Merges run over whole lines of plain letters. llama.cpp adds BOS whatever a gemma4 file says.
-    ("gemma4 granite-embed-multi-311m", PreTokenizer((_LINES,), byte_level=False, escape_spaces=True, add_bos=True)),
+    # Merges run over whole lines of plain letters.
+    (
+        "gemma4 granite-embed-multi-311m",
+        PreTokenizer((_LINES,), byte_level=False, escape_spaces=True, always_bos=True),
+    ),
     ("sarvam-moe", PreTokenizer((_LINES,), byte_level=False, escape_spaces=True)),
     ("whitespace", PreTokenizer((r"\S+",), byte_level=False)),
 )
 
 PRE_TOKENIZERS: Final[Mapping[str, PreTokenizer]] = {name: entry for names, entry in _ROWS for name in names.split()}
-
-ALWAYS_BOS: Final = frozenset({"gemma4", "granite-embed-multi-311m"})
-"""Names for which BOS is added even where the file says not to, as llama.cpp does."""

@@ -12,7 +12,7 @@ from runner.tokenizer.bpe import BPE
 from runner.tokenizer.detokenizer import StreamDetokenizer, clean_spaces
 from runner.tokenizer.errors import TokenizerError
 from runner.tokenizer.model import Model, utf8
-from runner.tokenizer.pretokenizers import ALWAYS_BOS, pre_tokenizer
+from runner.tokenizer.pretokenizers import PreTokenizer, pre_tokenizer
 from runner.tokenizer.special import Partition, SpecialTokens, special_tokens, strip_rules
 from runner.tokenizer.spm import SPM
 from runner.tokenizer.unigram import Unigram
@@ -34,31 +34,32 @@ class _Algorithm:
     add_bos: bool = False
     add_eos: bool = False
     always_framed: bool = False  # BOS and separator stand around every text, whatever the file says
+    has_pre: bool = False  # tokenizer.ggml.pre says more
 
 
-def _pre_name(metadata: Mapping[str, Any]) -> str | None:
+def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
     if metadata.get(PREFIX + "model") == "gemma4":
-        return "gemma4"
+        return pre_tokenizer("gemma4")
     name = metadata.get(PREFIX + "pre")
     if name is not None and not isinstance(name, str):
         raise TokenizerError(f"{PREFIX}pre is {name!r}: a string is needed")
-    return name
+    return pre_tokenizer(name)
 
 
 def _build_bpe(vocabulary: Vocabulary, metadata: Mapping[str, Any], unknown_id: int | None) -> Model:
-    return BPE(vocabulary, metadata, pre_tokenizer(_pre_name(metadata)))
+    return BPE(vocabulary, metadata, _pre_tokenizer(metadata))
 
 
 ALGORITHMS: Final[Mapping[str, _Algorithm]] = {
     "llama": _Algorithm(SPM, bos=1, eos=2, unknown=0, add_bos=True),
-    "gpt2": _Algorithm(_build_bpe, bos=11, eos=11),
-    "gemma4": _Algorithm(_build_bpe),
+    "gpt2": _Algorithm(_build_bpe, bos=11, eos=11, has_pre=True),
+    "gemma4": _Algorithm(_build_bpe, has_pre=True),
     "bert": _Algorithm(WordPiece, bos=101, unknown=100, separator=102, add_bos=True, always_framed=True),
     "t5": _Algorithm(Unigram, eos=1, unknown=2, add_eos=True),
 }
 """Every ``tokenizer.ggml.model`` that can be used."""
 
-_NO_VOCABULARY: Final = (None, "no_vocab", "none")
+_NO_VOCABULARY: Final = ("no_vocab", "none")
 
 
 class Tokenizer:
@@ -83,13 +84,14 @@ class Tokenizer:
         contradicts itself. A file without vocabulary gives a tokenizer that refuses text and decodes to "".
         """
         name = metadata.get(PREFIX + "model")
-        if name in _NO_VOCABULARY:
+        if name is None or (isinstance(name, str) and name in _NO_VOCABULARY):
             return _NoVocabulary(metadata, num_tokens)
-        if name not in ALGORITHMS:
+        if not isinstance(name, str) or name not in ALGORITHMS:
             raise TokenizerError(f"{PREFIX}model is {name!r}, known are: {', '.join(sorted(ALGORITHMS))}")
         return cls(ALGORITHMS[name], metadata)
 
     def __init__(self, algorithm: _Algorithm, metadata: Mapping[str, Any]) -> None:
+        """Use ``from_metadata``."""
         vocabulary = read_vocabulary(metadata)
         self.num_tokens = len(vocabulary.tokens)
         unknown_id = self._id(metadata, "unknown_token_id", algorithm.unknown)
@@ -104,17 +106,18 @@ class Tokenizer:
 
     def _read_frame(self, algorithm: _Algorithm, metadata: Mapping[str, Any]) -> None:
         """Sets the tokens that stand around every text."""
-        pre = _pre_name(metadata) if algorithm.build is _build_bpe else None
-        default_bos = algorithm.add_bos or (algorithm.build is _build_bpe and pre_tokenizer(pre).add_bos)
+        pre = _pre_tokenizer(metadata) if algorithm.has_pre else PreTokenizer(())
         self.bos_id = self._id(metadata, "bos_token_id", self._id(metadata, "cls_token_id", algorithm.bos))
         self.eos_id = self._id(metadata, "eos_token_id", algorithm.eos)
-        self.add_bos = flag(metadata, "add_bos_token", default_bos) or algorithm.always_framed or pre in ALWAYS_BOS
+        always_bos = algorithm.always_framed or pre.always_bos
+        self.add_bos = flag(metadata, "add_bos_token", algorithm.add_bos or pre.add_bos) or always_bos
         self.add_eos = flag(metadata, "add_eos_token", algorithm.add_eos) or algorithm.always_framed
         separator = self._id(metadata, "seperator_token_id", algorithm.separator)  # spelt so in the format
         self._last_id = separator if algorithm.always_framed else self.eos_id
-        for add, name, found in (("bos", "bos", self.bos_id), ("eos", "eos or separator", self._last_id)):
-            if getattr(self, f"add_{add}") and found is None:
-                raise TokenizerError(f"{PREFIX}add_{add}_token holds, but the file has no {name} token")
+        if self.add_bos and self.bos_id is None:
+            raise TokenizerError(f"{PREFIX}add_bos_token holds, but the file has no bos token")
+        if self.add_eos and self._last_id is None:
+            raise TokenizerError(f"{PREFIX}add_eos_token holds, but the file has no eos or separator token")
 
     def _read_special(self, vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> None:
         found: SpecialTokens = special_tokens(vocabulary, metadata, self.eos_id)
@@ -192,6 +195,7 @@ class _NoVocabulary(Tokenizer):
 
     def __init__(self, metadata: Mapping[str, Any], num_tokens: int | None) -> None:
         size = metadata.get(f"{metadata.get('general.architecture')}.vocab_size", 0)
+        size = size if isinstance(size, (int, np.integer)) else 0
         self.num_tokens = num_tokens if num_tokens is not None else int(size)
         self.bos_id = self.eos_id = None
         self.eog_ids = frozenset()

@@ -72,8 +72,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         raise TokenizerError(_describe_double(tokens, ids))
-    types = _numbers(metadata, "token_type", len(tokens))
-    scores = _numbers(metadata, "scores", len(tokens))
+    types = _numbers(metadata, "token_type", "iu", len(tokens))
+    scores = _numbers(metadata, "scores", "iuf", len(tokens))
     if scores is not None and not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise TokenizerError(f"{PREFIX}scores has {scores[bad]} at token {bad}: every score must be finite")
@@ -136,7 +136,7 @@ def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _numbers(metadata: Mapping[str, Any], name: str, length: int) -> npt.NDArray[Any] | None:
+def _numbers(metadata: Mapping[str, Any], name: str, kinds: str, length: int) -> npt.NDArray[Any] | None:
     value = metadata.get(PREFIX + name)
     if value is None:
         return None
@@ -144,8 +144,10 @@ def _numbers(metadata: Mapping[str, Any], name: str, length: int) -> npt.NDArray
         array = np.asarray(value)
     except ValueError as error:
         raise TokenizerError(f"{PREFIX}{name} is not an array of numbers: {error}") from error
-    if array.ndim != 1 or array.dtype.kind not in "iuf":
-        raise TokenizerError(f"{PREFIX}{name} is not an array of numbers")
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise TokenizerError(
+            f"{PREFIX}{name} is not an array of numbers of kind {kinds!r}: {array.dtype}, {array.ndim}-D"
+        )
     if len(array) != length:
         raise TokenizerError(f"{PREFIX}{name} has {len(array)} entries, but there are {length} tokens")
     return array

@@ -49,7 +49,8 @@ class WordPiece:
             clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=lowercase
         )
         self._pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        unknown = next(text for text, i in self._spelling.items() if i == unknown_id)
+        unknown = _spell(vocabulary.speakable()[0][unknown_id], int(vocabulary.types[unknown_id]))
+        self._spelling[unknown] = unknown_id
         with library_errors("the vocabulary cannot be used for WordPiece"):
             self._backend = Backend(
                 models.WordPiece(
@@ -106,13 +107,15 @@ class _FirstOfDecomposition(dict[int, int | None]):
 
 
 def _spelling(vocabulary: Vocabulary) -> dict[str, int]:
-    """Token ids by their original spelling: "▁hello" → "hello", "ing" → "##ing", "[CLS]" as it is."""
-    spelling: dict[str, int] = {}
-    for i, (token, kind) in enumerate(zip(vocabulary.speakable()[0], vocabulary.types.tolist(), strict=True)):
-        if kind == TokenType.CONTROL:
-            spelling[token] = i
-        elif token.startswith(SPACE_MARK):
-            spelling[token[len(SPACE_MARK) :]] = i
-        else:
-            spelling[_CONTINUED + token] = i
-    return spelling
+    """Token ids by their original spelling."""
+    tokens = vocabulary.speakable()[0]
+    return {
+        _spell(token, kind): i for i, (token, kind) in enumerate(zip(tokens, vocabulary.types.tolist(), strict=True))
+    }
+
+
+def _spell(token: str, kind: int) -> str:
+    """ "▁hello" → "hello", "ing" → "##ing", "[CLS]" as it is."""
+    if kind == TokenType.CONTROL:
+        return token
+    return token[len(SPACE_MARK) :] if token.startswith(SPACE_MARK) else _CONTINUED + token

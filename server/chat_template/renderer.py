@@ -20,20 +20,18 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 _KEPT_IDLE: Final = 2
 _MAX_PROCESSES: Final = 4
 _START_SECONDS: Final = 30.0  # a start takes 0.1 s; a machine that loads a model may take longer
-_ALARM_MARGIN: Final = 2.0
+_ALARM_MARGIN: Final = 1.0
 _RECEIVED_AT_ONCE: Final = 1 << 18
-_PASSED_ON: Final = (
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "PYTHONHOME",
-    "PYTHONPATH",
-    "TZ",
-    "LANG",
-    "LC_ALL",
-    "LC_TIME",
-    "SYSTEMROOT",
-)
+_PASSED_ON: Final = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "TZ", "LANG", "LC_ALL", "LC_TIME", "SYSTEMROOT")
 """Environment that Python itself or a date needs. Tokens and keys are none of a template's business."""
+
+
+def _environment() -> dict[str, str]:
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    # Where this process found its modules, that one finds them, wherever it stands.
+    return passed_on | {
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), *(os.path.abspath(path) for path in sys.path if path)])
+    }
 
 
 class RendererDiedError(Exception):
@@ -50,10 +48,10 @@ class _Process:
         try:
             # -P: a folder of the user's named "server" must not be taken for ours.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(memory_bytes), str(_ROOT)],
+                [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(memory_bytes)],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                env=_environment(),
                 cwd="/" if os.name == "posix" else None,
                 start_new_session=True,  # an interrupt at the terminal is for the server, which ends this one
             )
@@ -89,6 +87,9 @@ class _Process:
             received += chunk
         answer: dict[str, Any] = json.loads(received)
         return answer
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def close(self) -> None:
         self._socket.close()
@@ -127,8 +128,11 @@ class Renderer:
 
     def _take(self, memory_bytes: int) -> _Process:
         with self._lock:
-            for process in self._idle:
-                if process.memory_bytes == memory_bytes:
+            for process in list(self._idle):
+                if process.has_ended():
+                    self._idle.remove(process)
+                    process.close()
+                elif process.memory_bytes == memory_bytes:
                     self._idle.remove(process)
                     return process
         process = _Process(memory_bytes)

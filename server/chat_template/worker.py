@@ -10,7 +10,6 @@ Requests and answers are lines of JSON on standard input and output; input that 
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 from collections.abc import Mapping
@@ -23,7 +22,6 @@ from typing import Any
 
 def main() -> None:
     _set_limits(int(sys.argv[1]))
-    sys.path.append(sys.argv[2])
     from server.chat_template import environment
 
     for line in sys.stdin.buffer:
@@ -85,8 +83,8 @@ def _set_limits(memory_bytes: int) -> None:
 
 def _set_alarm(seconds: float) -> None:
     """The system ends this process that long from now, also where the server died before it could. 0: it does not."""
-    if hasattr(signal, "alarm"):
-        signal.alarm(math.ceil(seconds))
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    listener = bind(settings.address)
-    print(announcement(settings, listener.getsockname()[1]), flush=True)
+    listener, catalog = bind(settings.address), Catalog(settings.models)
+    print(announcement(settings, catalog, listener.getsockname()[1]), flush=True)
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, catalog),
         log_config=None,
         log_level="info" if settings.debug else "warning",
         access_log=settings.debug,
@@ -60,14 +60,14 @@ def bind(address: Address) -> socket.socket:
     return listener
 
 
-def announcement(settings: Settings, port: int) -> str:
+def announcement(settings: Settings, catalog: Catalog, port: int) -> str:
     """What a person who starts the server wants to know."""
     address = Address(settings.address.host, port)
     isa = f" ({settings.cpu_isa})" if settings.cpu_isa != "auto" else ""
     return "\n".join(
         (
             f"Shale {version()} listens on http://{_shown(address)}",
-            f"  models   {_models(settings)}",
+            f"  models   {_models(catalog)}",
             f"  kernels  {settings.kernels}{isa}",
         )
     )
@@ -77,11 +77,11 @@ def _shown(address: Address) -> str:
     return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
-def _models(settings: Settings) -> str:
-    if not settings.models.is_dir():
-        return f"none: {settings.models} is not a directory (SHALE_MODELS)"
-    names = [entry.name for entry in Catalog(settings.models).entries()]
+def _models(catalog: Catalog) -> str:
+    if not catalog.directory.is_dir():
+        return f"none: {catalog.directory} is not a directory (SHALE_MODELS)"
+    names = [entry.name for entry in catalog.entries()]
     if not names:
-        return f"none: no GGUF file below {settings.models} (SHALE_MODELS)"
+        return f"none: no GGUF file below {catalog.directory} (SHALE_MODELS)"
     more = f" and {len(names) - MAX_MODELS_SHOWN} more" if len(names) > MAX_MODELS_SHOWN else ""
-    return f"{', '.join(names[:MAX_MODELS_SHOWN])}{more}, from {settings.models}"
+    return f"{', '.join(names[:MAX_MODELS_SHOWN])}{more}, from {catalog.directory}"

@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, repositor
 
 @pytest.fixture(scope="session")
 def server(models: Path, repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(repository_root, models, tmp_path_factory.mktemp("log") / "server.log")
+    server = Server(repository_root, models, tmp_path_factory.mktemp("log") / "server.log", SHALE_MAX_LOADED_MODELS="9")
     try:
         server.wait_until_up()
         yield server

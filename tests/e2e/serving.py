@@ -14,6 +14,7 @@ import psutil
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
+KEPT = ("SHALE_KERNELS", "SHALE_CPU_ISA")  # the suite can be run on other kernels
 
 
 class Server:
@@ -22,9 +23,7 @@ class Server:
     def __init__(self, root: Path, models: Path, log: Path, **settings: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.log = log
-        self.environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SHALE_", "OLLAMA_"))
-        }
+        self.environment = {name: value for name, value in os.environ.items() if name in KEPT or not is_setting(name)}
         self.environment |= {"SHALE_HOST": self.url, "SHALE_MODELS": str(models), **settings}
         self.root = root
         with log.open("wb") as output:
@@ -61,6 +60,10 @@ class Server:
         """The runner processes of this server."""
         children = psutil.Process(self.process.pid).children()
         return [child for child in children if "runner" in child.cmdline()]
+
+
+def is_setting(name: str) -> bool:
+    return name.startswith(("SHALE_", "OLLAMA_"))
 
 
 def free_port() -> int:

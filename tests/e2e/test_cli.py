@@ -115,3 +115,18 @@ def test_a_conversation_in_a_terminal(server: Any) -> None:
         assert terminal.process.wait(5) == 0
     finally:
         terminal.close()
+
+
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(server: Any) -> None:
+    terminal = Terminal(server, "tiny/llama")  # random weights: it hardly ever comes to an end
+    try:
+        terminal.wait_for(">>> ")
+        terminal.type("abc")
+        terminal.wait_for("\n")
+        time.sleep(0.3)
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for(">>> ", 5)
+        terminal.type("/bye")
+        assert terminal.process.wait(5) == 0
+    finally:
+        terminal.close()

@@ -66,7 +66,8 @@ def test_a_killed_runner_gives_an_event_on_the_other_route(server: Any) -> None:
 def test_a_client_that_leaves_a_stream_frees_the_model(server: Any) -> None:
     body = {**PROMPT, "options": ENDLESS, "keep_alive": 0}
     with httpx.stream("POST", f"{server.url}/api/generate", json=body, timeout=30, trust_env=False) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         assert DEMO in loaded(server)
     wait_for(lambda: DEMO not in loaded(server))
 

@@ -8,6 +8,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,9 @@ def _use(path: Path) -> None:
             assert len(data) == info.nbytes > 0
             assert 0 <= info.offset <= info.offset + info.nbytes <= file.shards[info.shard].stat().st_size
             data.sum()
+        for shard in range(len(file.shards)):
+            placed = sorted((i.offset, i.offset + i.nbytes) for i in file.tensors.values() if i.shard == shard)
+            assert all(before[1] <= after[0] for before, after in pairwise(placed))
         for value in file.metadata.values():
             if isinstance(value, StringArray):
                 assert len(value.texts()) == len(value)

@@ -51,7 +51,7 @@ def test_a_cut_anywhere_is_an_error(pattern: list[bytes], repeats: int, cut: int
     values = pattern * repeats
     data = _stored(values)
     cursor = Cursor(_mapped(data[:-cut]), Path("m.gguf"))
-    with pytest.raises(GGUFError, match=r"string \d+ has|array.* strings,? needs"):
+    with pytest.raises(GGUFError, match=r"string \d+ has|an array of \d+ strings needs"):
         read_strings(cursor, len(values))
 
 
@@ -59,7 +59,7 @@ def test_a_cut_anywhere_is_an_error(pattern: list[bytes], repeats: int, cut: int
 def test_strings_that_end_with_the_file_before_their_count_is_reached_are_an_error(num_missing: int) -> None:
     values = [b"a string of some length"] * 400
     cursor = Cursor(_mapped(_stored(values)), Path("m.gguf"))
-    with pytest.raises(GGUFError, match=r"m\.gguf, byte 12(369|400)\)"):
+    with pytest.raises(GGUFError, match=r"string 400 has no room .*byte 12400\)$"):
         read_strings(cursor, 400 + num_missing)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.output import Output, Released
@@ -44,6 +44,7 @@ def tokens_of(released: list[Released]) -> list[int]:
 TEXT = st.text("aé€😀<|", max_size=20)
 
 
+@settings(deadline=None)
 @given(TEXT, st.lists(st.text("aé<|", max_size=3), max_size=3), st.lists(st.integers(0, 80), max_size=20))
 def test_any_cutting_into_tokens_gives_the_same_text_and_no_broken_character(
     text: str, stops: list[str], cuts: list[int]
@@ -57,6 +58,7 @@ def test_any_cutting_into_tokens_gives_the_same_text_and_no_broken_character(
     assert "\ufffd" not in text_of(released)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=4), max_size=15))
 def test_without_a_stop_every_token_comes_out_once_in_order_with_its_detail(pieces: list[bytes]) -> None:
     released, _ = run(pieces, ["never"])

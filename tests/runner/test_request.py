@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.protocol import SamplingOptions
@@ -13,6 +13,7 @@ from runner.request import RequestError, fit_prompt
 from tests.runner.engine_fakes import Desk
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(4, 64), st.integers(-1, 100), st.integers(-1, 100))
 def test_a_fitted_prompt_is_its_beginning_and_its_end_with_room_for_an_answer(
     length: int, num_ctx: int, num_keep: int, num_predict: int

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -108,6 +108,7 @@ OPTIONS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(LOGITS, OPTIONS, st.floats(0, 1, exclude_max=True), st.sampled_from([1, 4, 256]))
 def test_the_token_is_the_one_of_the_definition(
     logits: Floats, options: SamplingOptions, draw: float, first: int
@@ -123,6 +124,7 @@ def test_the_token_is_the_one_of_the_definition(
     assert np.array_equal(logits, before)
 
 
+@settings(deadline=None)
 @given(
     LOGITS,
     st.lists(st.integers(0, 1000), max_size=30),
@@ -147,6 +149,7 @@ def test_penalties_are_those_of_the_definition_and_leave_no_trace(
         assert token == token_by_definition(p, p.astype(np.float32), draw)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=40), st.sampled_from([-1, 0, 1, 3, 64]))
 def test_recent_tokens_are_the_last_ones(tokens: list[int], window: int) -> None:
     recent = RecentTokens(window, tokens)

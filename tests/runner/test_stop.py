@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.stop import StopScanner
@@ -27,6 +27,7 @@ def cut_by_definition(text: str, stops: list[str]) -> tuple[str, str | None]:
     return text[:position], stops[index]
 
 
+@settings(deadline=None)
 @given(LETTERS, STOPS, st.lists(st.integers(0, 40), max_size=12))
 def test_the_result_is_the_definition_for_any_cutting(text: str, stops: list[str], cuts: list[int]) -> None:
     scanner = StopScanner(stops)
@@ -34,6 +35,7 @@ def test_the_result_is_the_definition_for_any_cutting(text: str, stops: list[str
     assert (released, scanner.stopped_by) == cut_by_definition(text, stops)
 
 
+@settings(deadline=None)
 @given(LETTERS, STOPS)
 def test_text_is_held_only_while_it_may_begin_a_stop(text: str, stops: list[str]) -> None:
     scanner = StopScanner(stops)

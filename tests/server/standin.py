@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import orjson
-from scheduler.scheduler import LoadOptions, ModelFile
 
 from runner import protocol
+from scheduler.scheduler import LoadOptions, ModelFile
 
 MEMORY = protocol.Memory(
     input_weights=10, cpu=protocol.DeviceMemory(id="cpu", library="cpu", weights=(5,), cache=(3,), graph=2)

@@ -51,8 +51,8 @@ def test_words_are_cut_as_the_name_says(name: str, text: str, words: list[str]) 
 @pytest.mark.parametrize("name", ["afmoe", "tiny_aya", "superbpe"])
 def test_a_long_run_of_digits_takes_linear_time(name: str) -> None:
     start = time.process_time()
-    assert len(cut(name, "1" * 200_000)) == 66_667
-    assert time.process_time() - start < 5
+    assert len(cut(name, "1" * 50_000)) == 16_667
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("name", [None, ""])

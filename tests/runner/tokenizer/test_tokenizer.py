@@ -69,7 +69,7 @@ def test_a_small_vocabulary_is_built_in_no_time(demo_model: Path) -> None:
 
 def test_other_threads_run_while_a_long_text_is_encoded(demo: Tokenizer) -> None:
     """A thread that holds the interpreter all the time would leave no ticks."""
-    text = "the name of the file " * 60_000
+    text = "the name of the file " * 20_000
     thread = threading.Thread(target=lambda: demo.encode(text, add_special=False, parse_special=True))
     ticks = 0
     longest = 0.0
@@ -80,7 +80,7 @@ def test_other_threads_run_while_a_long_text_is_encoded(demo: Tokenizer) -> None
         now = time.perf_counter()
         longest, last = max(longest, now - last), now
         ticks += 1
-    assert ticks > 20, f"{ticks} ticks, the longest pause was {longest:.3f} s"
+    assert ticks > 10, f"{ticks} ticks, the longest pause was {longest:.3f} s"
 
 
 def test_many_threads_get_the_same(demo: Tokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pytest
 
 from runner.tokenizer import Tokenizer, TokenizerError
@@ -60,12 +61,11 @@ def test_extra_spaces_go_where_the_file_says_so(texts: Texts) -> None:
 @pytest.mark.parametrize("charsmap", [b"", b"\xff", b"\xff\xff\xff\xff", b"\x04\x00\x00\x00ab"])
 def test_a_broken_normalisation_table_is_an_error_or_does_nothing(charsmap: bytes) -> None:
     try:
-        tokenizer = build(
-            {"▁a": -1.0}, precompiled_charsmap=list(charsmap) and __import__("numpy").frombuffer(charsmap, "u1")
-        )
-        tokenizer.encode("a\u0301 b", add_special=False, parse_special=False)
+        tokenizer = build({"▁a": -1.0}, precompiled_charsmap=np.frombuffer(charsmap, np.uint8))
+        ids = tokenizer.encode("a", add_special=False, parse_special=False)
     except TokenizerError:
         return
+    assert ids == [3]
 
 
 def test_scores_must_be_finite() -> None:
