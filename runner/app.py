@@ -57,15 +57,16 @@ class Host:
         self.describe = describe
         self._engine: Engine | None = None
         self._model: LoadedModel | None = None
+        self._is_leaving = False
         self._loading = asyncio.Lock()
 
     def ready(self) -> tuple[LoadedModel, Engine]:
         """Call on the event loop. Raises RequestError (503) before the model is ready."""
         model = self.loader.model
-        if model is None:
+        if model is None or self._is_leaving:
             health = self.loader.health()
             detail = f": {health.message}" if health.message else ""
-            raise RequestError(NOT_READY.get(health.status, "llm server not responding") + detail, status=503)
+            raise RequestError(NOT_READY.get(health.status, "llm server closing model") + detail, status=503)
         if self._engine is None or self._model is not model:
             self._model, self._engine = model, Engine(model, _Courier(asyncio.get_running_loop()))
             self._engine.start()
@@ -76,10 +77,17 @@ class Host:
         async with self._loading:
             if request.operation == Operation.CLOSE and (engine := self.leave("the model was unloaded")):
                 await asyncio.to_thread(engine.join)
-            return await asyncio.to_thread(self.loader.handle, request)
+            try:
+                return await asyncio.to_thread(self.loader.handle, request)
+            finally:
+                self._is_leaving = False
 
     def leave(self, reason: str) -> Engine | None:
-        """Ends what the engine is doing, with ``reason`` as the error; returns the engine, which is about to end."""
+        """Ends what the engine is doing, with ``reason`` as the error; returns the engine, which is about to end.
+
+        From here on nobody gets an engine, until another load operation is done.
+        """
+        self._is_leaving = True
         engine, self._engine, self._model = self._engine, None, None
         if engine is not None:
             engine.close(reason)

@@ -25,11 +25,14 @@ from server.settings import Settings
 
 
 def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
-    """The application. The scheduler starts with it and, with all its runners, ends with it."""
+    """The application. When it ends, its scheduler ends all runners.
+
+    Raises the scheduler's SettingsError for devices that cannot be used.
+    """
+    scheduler = Scheduler(scheduler_settings(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        scheduler = Scheduler(scheduler_settings(settings))
         app.state.service = Service(settings, catalog or Catalog(settings.models), scheduler)
         try:
             yield

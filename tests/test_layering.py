@@ -14,15 +14,15 @@ import pytest
 # A module imports from lower floors, and on its own floor from the entries to its left.
 FLOORS = {
     "runner": (
-        ("runner.", "runner.protocol", "runner.lifeline", "runner.ggml_types", "runner.gguf_cursor",
-         "runner.gguf_strings", "runner.gguf_header", "runner.gguf"),
+        ("runner.", "runner.protocol", "runner.lifeline", "runner.sim_ledger", "runner.ggml_types",
+         "runner.gguf_cursor", "runner.gguf_strings", "runner.gguf_header", "runner.gguf"),
         ("runner.model.", "runner.model.spec", "runner.footprint", "runner.kernels", "runner.devices",
          "runner.tokenizer", "runner.sequence"),
         ("runner.model.ops", "runner.model.step"),
         ("runner.model.weights", "runner.kv_cache", "runner.random", "runner.sampling", "runner.stop",
          "runner.output"),
-        ("runner.model.attention", "runner.model.ffn"),
-        ("runner.model.transformer",),
+        ("runner.model.stage", "runner.model.attention", "runner.model.ffn"),
+        ("runner.allocation", "runner.model.transformer"),
         ("runner.load", "runner.request", "runner.stream", "runner.embedding", "runner.lanes", "runner.engine"),
         ("runner.auth", "runner.app"),
         ("runner.__main__",),
@@ -31,8 +31,8 @@ FLOORS = {
         ("scheduler.", "scheduler.sizes", "scheduler.clock", "scheduler.errors", "scheduler.settings",
          "scheduler.stream", "scheduler.environment", "scheduler.last_words", "scheduler.keep_alive"),
         ("scheduler.devices", "scheduler.options", "scheduler.estimate"),
-        ("scheduler.layout", "scheduler.process", "scheduler.client"),
-        ("scheduler.load",),
+        ("scheduler.layout", "scheduler.process", "scheduler.client", "scheduler.spawn"),
+        ("scheduler.load", "scheduler.resident", "scheduler.bring_up"),
         ("scheduler.scheduler",),
     ),
     "server": (

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from runner.tokenizer.backend import Backend, library_errors
+from runner.tokenizer.merges import Merge, Merges
 from runner.tokenizer.model import SPACE_MARK, unescape_spaces, utf8
 from runner.tokenizer.pretokenizers import PreTokenizer
 from runner.tokenizer.vocabulary import PREFIX, Vocabulary, raw_strings
-
-Merge = tuple[str, str]
 
 
 def _letters_of_bytes() -> dict[int, str]:
@@ -76,27 +75,6 @@ def _model(ids: dict[str, int], merges: Sequence[Merge], pre: PreTokenizer) -> m
         return models.BPE(ids, known, **options)
 
 
-class _Pairs(Sequence[Merge]):
-    """A flat list of texts, taken two by two. Half a million tuples would take longer to make than to use."""
-
-    def __init__(self, flat: list[str]) -> None:
-        self._flat = flat
-
-    def __len__(self) -> int:
-        return len(self._flat) // 2
-
-    def __iter__(self) -> Iterator[Merge]:
-        texts = iter(self._flat)
-        return zip(texts, texts, strict=True)
-
-    @overload
-    def __getitem__(self, index: int) -> Merge: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Merge]: ...
-    def __getitem__(self, index: int | slice) -> Merge | list[Merge]:
-        return list(self)[index]
-
-
 def _merges(metadata: Mapping[str, Any]) -> Sequence[Merge]:
     """The pairs of ``tokenizer.ggml.merges``, most important first.
 
@@ -108,7 +86,8 @@ def _merges(metadata: Mapping[str, Any]) -> Sequence[Merge]:
     raws = raw_strings(metadata, "merges")
     lines = b"\n".join(raws)
     if _are_pairs(lines, len(raws)):
-        return _Pairs(lines.decode("utf-8", "surrogateescape").replace(" ", "\n").split("\n"))
+        parts = lines.decode("utf-8", "surrogateescape").replace(" ", "\n").split("\n")
+        return Merges(parts[::2], parts[1::2])
     texts = (raw.decode("utf-8", "surrogateescape") for raw in raws)
     pairs = ((text[:1] + left, right) for text in texts for left, _, right in (text[1:].partition(" "),))
     return [pair for pair in pairs if all(pair)]

@@ -71,7 +71,9 @@ _MARKED_NOT_UPPER_ASCII: Final = r"((?=[\p{L}\p{M}])([^A-Z]))"
 # Digits in threes, counted from the right. The look-ahead runs only where a run of digits begins: looking ahead
 # from every group, as the models' own patterns do, takes time that grows with the square of the run.
 _DIGITS_FROM_RIGHT: Final = r"(?<!\p{N})\p{N}{1,2}(?=(?>(?:\p{N}{3})*)(?!\p{N}))|\p{N}{3}"
-_DECIMALS_FROM_RIGHT: Final = r"(?<!\d)\d{1,2}(?=(?>(?:\d{3})*)(?!\d))|\d{3}"
+# The same for a pattern that only marks the places before groups: what is no group stays with what precedes it.
+_DECIMALS_HEAD: Final = r"\d{1,2}(?=(?>(?:\d{3})*)(?!\d))"
+_DECIMALS_FROM_RIGHT: Final = rf"\A(?:\D+|{_DECIMALS_HEAD})+|\d{{3}}(?:\D+(?:{_DECIMALS_HEAD})?)*"
 
 _PUNCTUATED: Final = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _CJK_KANA: Final = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"

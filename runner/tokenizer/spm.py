@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
+from operator import and_
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from runner.tokenizer.backend import Backend, library_errors
+from runner.tokenizer.merges import Merges
 from runner.tokenizer.model import SPACE_MARK, unescape_spaces
 from runner.tokenizer.vocabulary import TokenType, Vocabulary, flag
 
@@ -86,12 +88,15 @@ class Cuts:
         self._cuts, self._owner = cuts[keep], owner[keep]  # position of the right part's first letter; token
         self._left_lengths = self._cuts - starts[self._owner]
 
-    def merges(self, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    def merges(self, ids: Mapping[str, int]) -> Merges:
         """The two parts, best score of the whole first, then by id, then shortest left part first."""
         order = np.argsort(-self._scores[self._owner], kind="stable")
-        rows = zip(self._owner[order].tolist(), self._left_lengths[order].tolist(), strict=True)
-        pairs = [((token := self._tokens[i])[:length], token[length:]) for i, length in rows]
-        return list(compress(pairs, (left in ids and right in ids for left, right in pairs)))
+        wholes = [self._tokens[i] for i in self._owner[order].tolist()]
+        lengths = self._left_lengths[order].tolist()
+        lefts = [whole[:length] for whole, length in zip(wholes, lengths, strict=True)]
+        rights = [whole[length:] for whole, length in zip(wholes, lengths, strict=True)]
+        exist = list(map(and_, map(ids.__contains__, lefts), map(ids.__contains__, rights)))
+        return Merges(list(compress(lefts, exist)), list(compress(rights, exist)))
 
     def reach_across_spaces(self) -> bool:
         """Whether any cut lies between a letter and a space after it, so that a merge joins two words."""

@@ -72,12 +72,13 @@ class Tokenizer:
     """Ids that end a generation: end of text, turn or message, by metadata and by the tokens' texts."""
     add_bos: bool
     add_eos: bool
+    """Whether ``encode`` ends a text with EOS, or with the separator where the algorithm has one (bert)."""
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], *, num_tokens: int | None = None) -> Tokenizer:
         """Builds the tokenizer of a GGUF file.
 
-        ``metadata``: values by key; string arrays are sequences of str, decoded with ``surrogateescape``.
+        ``metadata``: values by key, as ``runner.gguf`` gives them; a list of str may stand for an array of strings.
         ``num_tokens``: size of the output layer, for a file without vocabulary.
 
         Raises TokenizerError for an algorithm or a pre-tokenizer that is not known and for a vocabulary that

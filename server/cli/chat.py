@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
+
+import orjson
 
 from server.cli.client import Client, CommandError
 
@@ -18,8 +20,11 @@ Message = dict[str, str]
 class Conversation:
     """The messages so far with one model."""
 
-    def __init__(self, client: Client, model: str, system: str | None, verbose: bool) -> None:
+    def __init__(
+        self, client: Client, model: str, system: str | None, options: Mapping[str, Any], verbose: bool
+    ) -> None:
         self._client = client
+        self._options = options
         self._model = model
         self._start: list[Message] = [{"role": "system", "content": system}] if system else []
         self._verbose = verbose
@@ -30,13 +35,14 @@ class Conversation:
 
     def load(self) -> None:
         """Load the model, so that the first answer does not wait for it. Raises CommandError."""
-        self._client.post("/api/chat", {"model": self._model, "messages": [], "stream": False})
+        self._client.post("/api/chat", {"model": self._model, "options": self._options, "stream": False})
 
     def ask(self, text: str) -> None:
         """Print the answer as it comes. Ctrl-C ends it early; what came until then stays in the conversation."""
         messages = [*self._messages, {"role": "user", "content": text}]
         answer = ""
-        parts = self._client.stream("/api/chat", {"model": self._model, "messages": messages})
+        body = {"model": self._model, "messages": messages, "options": self._options}
+        parts = self._client.stream("/api/chat", body)
         try:
             with closing(parts):  # type: ignore[type-var]
                 answer = self._print(parts)
@@ -69,9 +75,19 @@ def timings(end: dict[str, Any]) -> str:
     return "\n".join((*rows, f"total:  {end.get('total_duration', 0) / 1e9:.2f} s"))
 
 
-def run(client: Client, model: str, prompt: str, system: str | None, verbose: bool) -> None:
+def read_option(text: str) -> tuple[str, Any]:
+    """``temperature=0`` → ``("temperature", 0)``; what is no JSON is text. Raises CommandError."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise CommandError(f"option {text!r} must be written name=value")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
+
+
+def run(conversation: Conversation, prompt: str) -> None:
     """Answer ``prompt`` and what is piped in, or talk until /bye. Raises CommandError."""
-    conversation = Conversation(client, model, system, verbose)
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
     text = "\n\n".join(part for part in (prompt, piped.rstrip("\n")) if part)
     if text:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scheduler.errors import SettingsError
 from server import version
 from server.cli.client import Client, CommandError
 from server.cli.tables import columns, human_bytes, since, until
@@ -28,7 +29,7 @@ def main() -> None:
     """Run the command line. An error is one line, and exit status 1."""
     try:
         app()
-    except (CommandError, SettingError) as error:
+    except (CommandError, SettingError, SettingsError) as error:
         print(f"shale: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -117,12 +118,18 @@ def run(
     model: Model,
     prompt: Annotated[list[str] | None, typer.Argument(help="What to ask; without it, a conversation.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="Such as temperature=0; repeatable.")
+    ] = None,
     verbose: Annotated[bool, typer.Option(help="Print counts and speeds after the answer.")] = False,
 ) -> None:
     """Ask a model. Standard input that is piped in becomes part of the prompt."""
+    from server.cli.chat import Conversation, read_option
     from server.cli.chat import run as run_chat
 
-    run_chat(Client.of_environment(), model, " ".join(prompt or ()), system, verbose)
+    options = dict(read_option(each) for each in option or ())
+    conversation = Conversation(Client.of_environment(), model, system, options, verbose)
+    run_chat(conversation, " ".join(prompt or ()))
 
 
 @app.command()

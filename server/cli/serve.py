@@ -33,9 +33,10 @@ def serve(settings: Settings) -> None:
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
     listener, catalog = bind(settings.address), Catalog(settings.models)
+    app = create_app(settings, catalog)
     print(announcement(settings, catalog, listener.getsockname()[1]), flush=True)
     config = uvicorn.Config(
-        create_app(settings, catalog),
+        app,
         log_config=None,
         log_level="info" if settings.debug else "warning",
         access_log=settings.debug,

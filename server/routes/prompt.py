@@ -1,21 +1,21 @@
-"""Prompts: a template rendered over messages, shortened to the context where the request allows it."""
+"""Prompts: a template rendered over messages, shortened to the context where the request allows it.
+
+Rendering comes before loading, so that messages which the template refuses cost no load.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from scheduler.scheduler import RunningModel
-
 from runner.protocol import TokenizeRequest
+from scheduler.scheduler import RunningModel
 from server.catalog import Entry
-from server.chat_template import FALLBACK_TEMPLATE, ChatTemplate, TemplateError
+from server.chat_template import ChatTemplate, TemplateError
 from server.errors import InvalidRequestError
-from server.routes.service import Service, compile_template
-
-Messages = Sequence[Mapping[str, Any]]
+from server.routes.service import Service
 
 SPECIAL_TOKENS = 4
 """Tokens that a tokenizer may add of itself (BOS, EOS, a leading blank), beyond one for each byte of text."""
@@ -30,37 +30,53 @@ class Prompt:
     truncated_tokens: int = 0
 
 
-async def chat_prompt(
-    service: Service, entry: Entry, running: RunningModel, messages: Messages, truncate: bool, **variables: Any
-) -> Prompt:
-    """Render ``messages``; while that is over the context, leave out the oldest that is neither system nor the last.
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Messages, the template that takes them, and the text that it makes of them."""
 
-    Raises InvalidRequestError when the template refuses the messages.
+    template: ChatTemplate
+    messages: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any]
+    text: str = ""
+
+    async def with_text(self) -> Rendered:
+        """The same with its text. Raises InvalidRequestError when the template refuses the messages."""
+        try:
+            text = await asyncio.to_thread(self.template.render, self.messages, **self.variables)
+        except TemplateError as error:
+            raise InvalidRequestError(str(error), param="messages") from error
+        return replace(self, text=text)
+
+
+async def render(
+    service: Service, entry: Entry, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> Rendered:
+    """The messages through the model's template, or the usual one for a file that has none.
+
+    Raises InvalidRequestError when the template refuses them, ApiError when it is broken.
     """
-    template = await asyncio.to_thread(_template_or_fallback, service, entry)
-    text = await _render(template, messages, variables)
-    prompt = await counted(running, text)
+    template = await asyncio.to_thread(service.template, entry)
+    return await Rendered(template, messages, variables).with_text()
+
+
+async def render_generate(service: Service, entry: Entry, text: str, system: str, variables: Mapping[str, Any]) -> str:
+    """The text of ``/api/generate``: as a conversation, or as it is where neither template nor system text is given."""
+    if entry.facts.chat_template is None and not system:
+        return text
+    messages = [{"role": "system", "content": system}] if system else []
+    return (await render(service, entry, [*messages, {"role": "user", "content": text}], variables)).text
+
+
+async def chat_prompt(rendered: Rendered, running: RunningModel, truncate: bool) -> Prompt:
+    """The prompt of a conversation; while it is over the context, its oldest messages but system and last ones go."""
+    prompt = await counted(running, rendered.text)
     if not truncate or not prompt.truncated_tokens:
         return prompt
-    return await _shortened(template, running, messages, variables) or prompt
+    return await _shortened(rendered, running) or prompt
 
 
-async def generate_prompt(
-    service: Service,
-    entry: Entry,
-    running: RunningModel,
-    text: str,
-    system: str,
-    context: Sequence[int],
-    **variables: Any,
-) -> Prompt:
-    """The prompt of ``/api/generate``: through the file's template if it has one, after the tokens of ``context``."""
-    template = await asyncio.to_thread(service.template, entry)
-    if template is None and system:
-        template = await asyncio.to_thread(compile_template, entry, FALLBACK_TEMPLATE)
-    if template is not None:
-        messages = [{"role": "system", "content": system}] if system else []
-        text = await _render(template, [*messages, {"role": "user", "content": text}], variables)
+async def generate_prompt(running: RunningModel, text: str, context: Sequence[int]) -> Prompt:
+    """The text, after the tokens of ``context``."""
     if not context:
         return await counted(running, text)
     answer = await running.client.tokenize(TokenizeRequest(text=text, add_special=False))
@@ -79,43 +95,28 @@ def _of_ids(ids: tuple[int, ...], num_ctx: int) -> Prompt:
     return Prompt(ids, truncated_tokens=max(len(ids) - num_ctx, 0))
 
 
-async def _shortened(
-    template: ChatTemplate, running: RunningModel, messages: Messages, variables: Mapping[str, Any]
-) -> Prompt | None:
+async def _shortened(rendered: Rendered, running: RunningModel) -> Prompt | None:
     """The prompt with the fewest messages left out that fits, by bisection; None when not even the last fits."""
-    droppable = [i for i, message in enumerate(messages[:-1]) if message["role"] != "system"]
+    droppable = [i for i, message in enumerate(rendered.messages[:-1]) if message["role"] != "system"]
     low, high, best = 1, len(droppable), None
     while low <= high:
         middle = (low + high) // 2
-        found = await _first_that_renders(template, messages, droppable, middle, variables)
-        prompt = await counted(running, found[1]) if found else None
-        if found and prompt and not prompt.truncated_tokens:
-            best, high = Prompt(prompt.value, truncated_messages=found[0]), middle - 1
+        number, shorter = await _first_that_renders(rendered, droppable, middle)
+        prompt = await counted(running, shorter.text) if shorter else None
+        if prompt and not prompt.truncated_tokens:
+            best, high = Prompt(prompt.value, truncated_messages=number), middle - 1
         else:
-            low = (found[0] if found else high) + 1
+            low = number + 1
     return best
 
 
-async def _first_that_renders(
-    template: ChatTemplate, messages: Messages, droppable: Sequence[int], count: int, variables: Mapping[str, Any]
-) -> tuple[int, str] | None:
+async def _first_that_renders(rendered: Rendered, droppable: Sequence[int], count: int) -> tuple[int, Rendered | None]:
     """Leave out ``count`` messages, or the next number that renders: many templates insist on user, assistant, user."""
     for number in range(count, len(droppable) + 1):
         left_out = set(droppable[:number])
-        kept = [message for i, message in enumerate(messages) if i not in left_out]
+        kept = [message for i, message in enumerate(rendered.messages) if i not in left_out]
         try:
-            return number, await _render(template, kept, variables)
+            return number, await replace(rendered, messages=kept).with_text()
         except InvalidRequestError:
             continue
-    return None
-
-
-def _template_or_fallback(service: Service, entry: Entry) -> ChatTemplate:
-    return service.template(entry) or compile_template(entry, FALLBACK_TEMPLATE)
-
-
-async def _render(template: ChatTemplate, messages: Messages, variables: Mapping[str, Any]) -> str:
-    try:
-        return await asyncio.to_thread(template.render, list(messages), **variables)
-    except TemplateError as error:
-        raise InvalidRequestError(str(error), param="messages") from error
+    return len(droppable), None

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from scheduler.scheduler import LoadOptions, ModelFile, RunningModel, Scheduler
 
+from scheduler.scheduler import LoadOptions, ModelFile, RunningModel, Scheduler
 from server.catalog import Catalog, Entry
-from server.chat_template import ChatTemplate, TemplateError
+from server.chat_template import FALLBACK_TEMPLATE, ChatTemplate, TemplateError
 from server.errors import ApiError, InvalidRequestError, ModelNotFoundError
 from server.settings import Settings
 
@@ -46,21 +46,21 @@ class Service:
     async def unload(self, entry: Entry) -> None:
         await self.scheduler.unload(model_file(entry))
 
-    def template(self, entry: Entry) -> ChatTemplate | None:
-        """The file's own chat template, compiled once; None where it has none. Raises ApiError."""
-        if entry.facts.chat_template is None:
-            return None
+    def template(self, entry: Entry) -> ChatTemplate:
+        """The file's chat template, or the usual one where it has none; compiled once. Blocks. Raises ApiError."""
         if entry.digest not in self._templates:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.pop(next(iter(self._templates)))
-            self._templates[entry.digest] = compile_template(entry, entry.facts.chat_template)
+            self._templates[entry.digest] = compile_template(entry)
         return self._templates[entry.digest]
 
 
-def compile_template(entry: Entry, source: str) -> ChatTemplate:
+def compile_template(entry: Entry) -> ChatTemplate:
     """Raises ApiError for a template that does not compile: the file is at fault, not the request."""
+    facts = entry.facts
     try:
-        return ChatTemplate(source, bos_token=entry.facts.bos_token, eos_token=entry.facts.eos_token)
+        source = facts.chat_template or FALLBACK_TEMPLATE
+        return ChatTemplate(source, bos_token=facts.bos_token, eos_token=facts.eos_token)
     except TemplateError as error:
         raise ApiError(f"the chat template of model {entry.name!r} cannot be used: {error}") from error
 

@@ -36,6 +36,10 @@ def test_run_answers_its_arguments(server: Any) -> None:
     assert "tokens/s" in result.stderr
 
 
+def test_an_option_without_a_value_is_refused(server: Any) -> None:
+    assert "name=value" in server.command("run", DEMO, "-o", "temperature", "hi").stderr
+
+
 def test_run_answers_what_is_piped_in(server: Any) -> None:
     assert ANSWER in server.command("run", DEMO, text=f"{QUESTION}\n").stdout
 
@@ -118,12 +122,11 @@ def test_a_conversation_in_a_terminal(server: Any) -> None:
 
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(server: Any) -> None:
-    terminal = Terminal(server, "tiny/llama")  # random weights: it hardly ever comes to an end
+    terminal = Terminal(server, DEMO, "-o", "ignore_eos=true", "-o", "num_predict=100000", "-o", "temperature=0")
     try:
         terminal.wait_for(">>> ")
-        terminal.type("abc")
-        terminal.wait_for("\n")
-        time.sleep(0.3)
+        terminal.type(QUESTION)
+        terminal.wait_for(ANSWER)
         terminal.process.send_signal(signal.SIGINT)
         terminal.wait_for(">>> ", 5)
         terminal.type("/bye")

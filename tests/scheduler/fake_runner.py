@@ -1,7 +1,15 @@
 """A runner without a model: real sockets, real death. The "model" file is JSON that says how it behaves.
 
-    {"tokens": 5, "pace_s": 0, "die_after": null, "exit_before_listening": null, "say": ["line"], "status": 200,
-     "ignore_sigterm": false, "load_polls": 0, "error": null, "ready": true, "spawn_child": null, "fit_ok": true, "stall": false}
+say_first: [line]             printed at once
+exit_before_listening: int    exit status, before anything is answered
+ignore_sigterm: bool
+die_in_operation: int         exits with 1 when this load operation comes
+load_polls: int, stall: bool  how often /health says "loading" after commit; for ever
+die_in_health: bool           exits with 3 while loading
+status: int, error: str       what a completion is refused with
+tokens: int, pace_s: float    lines of a completion, and the time between two
+die_after: int                exits after so many lines, having said ``say``: by SIGKILL if ``by_kill``
+close_after: int              only hangs up
 """
 
 from __future__ import annotations
@@ -43,7 +51,7 @@ class FakeRunner:
 
     async def answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        method, path, _ = head.split(" ", 2)
+        _method, path, _ = head.split(" ", 2)
         headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         self.seen.append(path)
@@ -81,7 +89,7 @@ class FakeRunner:
         script = self.script
         if script.get("status", 200) != 200:
             return await send(writer, script["status"], {"error": script["error"]})
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n")
         gone = asyncio.ensure_future(reader.read(1))
         for i in range(script.get("tokens", 5)):
             if gone.done():

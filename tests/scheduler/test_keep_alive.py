@@ -43,7 +43,7 @@ def test_values(value, seconds):
 
 @pytest.mark.parametrize("value", ["", "10", "5 m", "m", "5m3", "abc", "1d", "--1s", "1m-2s", True, [], {}, math.nan])
 def test_what_is_refused(value):
-    with pytest.raises(SettingsError, match="invalid keep_alive .*; allowed: ") as caught:
+    with pytest.raises(SettingsError, match=r"invalid keep_alive .*; allowed: ") as caught:
         parse_keep_alive(value)
     assert caught.value.status == 400
 

@@ -185,7 +185,7 @@ async def test_backoff_runs_out_and_says_why():
 
 async def test_success_false_without_gpus_says_why():
     runner = ScriptedRunner(model([100] * 3), refuses=lambda r: "cpu: 300 bytes" if r.operation == ALLOC else "")
-    with pytest.raises(LayoutNotAllocatedError, match="memory layout cannot be allocated: cpu: 300 bytes"):
+    with pytest.raises(LayoutNotAllocatedError, match=r"memory layout cannot be allocated: cpu: 300 bytes"):
         await load(runner, situation(free=None), num_layers=3)
     assert runner.posts == [(FIT, 0), (ALLOC, 0), (CLOSE, 0)]
 
@@ -218,7 +218,7 @@ async def test_system_memory_that_is_short_after_measuring():
 @pytest.mark.parametrize("operation", [FIT, ALLOC, COMMIT])
 async def test_death_in_each_operation_is_told_and_close_is_sent(operation):
     runner = ScriptedRunner(model([100] * 10), dies_in=operation)
-    with pytest.raises(RunnerUnreachableError, match="SIGKILL"):
+    with pytest.raises(RunnerUnreachableError, match=r"SIGKILL"):
         await load(runner, situation())
     assert [op for op, _ in runner.posts] == [*(op for op in Operation if op <= operation), CLOSE]
 
@@ -231,7 +231,7 @@ async def test_death_in_close_does_not_hide_the_first_error():
 
 async def test_a_commit_that_fails_says_why():
     runner = ScriptedRunner(model([100] * 3), refuses=lambda r: "disk" if r.operation == COMMIT else "")
-    with pytest.raises(CommitError, match="^failed to commit memory for model: disk$"):
+    with pytest.raises(CommitError, match=r"^failed to commit memory for model: disk$"):
         await load(runner, situation(), num_layers=3)
     assert runner.posts[-1] == (CLOSE, 0)
 
@@ -295,7 +295,7 @@ async def test_a_load_without_progress_times_out(clock):
 
 
 async def test_a_runner_that_never_answers_times_out(clock):
-    with pytest.raises(LoadTimeoutError, match="progress 0.00"):
+    with pytest.raises(LoadTimeoutError, match=r"progress 0.00"):
         await wait_until(is_launched, healths(TimeoutError()), clock, 60, str)
 
 
@@ -323,5 +323,5 @@ async def test_no_timeout_where_it_is_switched_off(clock):
 
 async def test_a_runner_that_says_it_failed(clock):
     failed = Health(status=Status.ERROR, message="tensor blk.3 is damaged")
-    with pytest.raises(LoadError, match="^tensor blk.3 is damaged$"):
+    with pytest.raises(LoadError, match=r"^tensor blk.3 is damaged$"):
         await wait_until(is_ready, healths(loading(0.5), failed), clock, 60, str)

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from scheduler.scheduler import RunningModel
 
-from runner.protocol import CompletionRequest
+from scheduler.scheduler import RunningModel
 from server.errors import InvalidRequestError
 from server.routes.body import read_request
 from server.routes.generation import Final, Job, Prepared
 from server.routes.ollama.answers import answer, answer_without_prompt
 from server.routes.ollama.generate import completion_request, require_no_thinking, thinking_variables
-from server.routes.prompt import chat_prompt
+from server.routes.prompt import chat_prompt, render
 from server.routes.service import require_completion, service_of
 from server.schemas.messages import read_messages
 from server.schemas.ollama import ChatRequest
@@ -33,15 +32,16 @@ async def chat(request: Request) -> Response:
     require_completion(entry, body.model, "chat")
     require_no_thinking(body)
     options, messages = read_options(body.options), read_messages(body.messages or ())
+    rendered = await render(service, entry, messages, thinking_variables(body)) if messages else None
 
     async def prepare(running: RunningModel) -> Sequence[Prepared]:
-        may_cut = body.truncate is not False
-        prompt = await chat_prompt(service, entry, running, messages, may_cut, **thinking_variables(body))
-        wire: CompletionRequest = completion_request(body, options, prompt.value)
-        return [Prepared(wire, prompt.truncated_messages, prompt.truncated_tokens)]
+        assert rendered is not None  # without messages nothing is completed
+        prompt = await chat_prompt(rendered, running, body.truncate is not False)
+        request = completion_request(body, options, prompt.value)
+        return [Prepared(request, prompt.truncated_messages, prompt.truncated_tokens)]
 
     job = Job(entry, options.loading, body.keep_alive, prepare)
-    if not messages:
+    if rendered is None:
         return await answer_without_prompt(request, service, body, job, _shape)
     return await answer(request, service, body, job, _shape, _nothing_more)
 

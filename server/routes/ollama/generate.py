@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from scheduler.scheduler import RunningModel
 
 from runner.protocol import CompletionRequest
-from server.catalog import Entry
+from scheduler.scheduler import RunningModel
 from server.errors import InvalidRequestError
 from server.routes.body import read_request
 from server.routes.generation import Final, Job, Prepared
 from server.routes.ollama.answers import answer, answer_without_prompt
-from server.routes.prompt import counted, generate_prompt
-from server.routes.service import Service, require_completion, service_of
+from server.routes.prompt import generate_prompt, render_generate
+from server.routes.service import require_completion, service_of
 from server.schemas.ollama import CompletionFields, GenerateRequest
 from server.schemas.options import Options, read_options
 
@@ -30,9 +29,14 @@ async def generate(request: Request) -> Response:
     require_completion(entry, body.model, "generate")
     require_no_thinking(body)
     options = read_options(body.options)
+    text = body.prompt or ""
+    if text and not body.raw:
+        text = await render_generate(service, entry, text, body.system or "", thinking_variables(body))
 
     async def prepare(running: RunningModel) -> Sequence[Prepared]:
-        return [await _prepare(service, entry, running, body, options)]
+        prompt = await generate_prompt(running, text, body.context or ())
+        request = completion_request(body, options, prompt.value)
+        return [Prepared(request, truncated_tokens=prompt.truncated_tokens)]
 
     job = Job(entry, options.loading, body.keep_alive, prepare)
     if not body.prompt:
@@ -60,19 +64,6 @@ def completion_request(body: CompletionFields, options: Options, prompt: str | t
         shift=body.shift is not False,
         return_prompt_tokens=isinstance(body, GenerateRequest) and not body.raw,
     )
-
-
-async def _prepare(
-    service: Service, entry: Entry, running: RunningModel, body: GenerateRequest, options: Options
-) -> Prepared:
-    if body.raw:
-        prompt = await counted(running, body.prompt or "")
-    else:
-        context = body.context or ()
-        prompt = await generate_prompt(
-            service, entry, running, body.prompt or "", body.system or "", context, **thinking_variables(body)
-        )
-    return Prepared(completion_request(body, options, prompt.value), truncated_tokens=prompt.truncated_tokens)
 
 
 def _shape(text: str) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from scheduler.scheduler import RunningModel
 
-from runner.protocol import CompletionRequest
+from runner.protocol import CompletionRequest, SamplingOptions
+from scheduler.scheduler import RunningModel
 from server.errors import InvalidRequestError
 from server.routes.body import read_request
 from server.routes.generation import Job, Piece, Prepared, Whole
 from server.routes.openai.answers import answer
-from server.routes.prompt import chat_prompt
+from server.routes.prompt import chat_prompt, render
 from server.routes.service import require_completion, service_of
 from server.schemas.messages import read_messages
 from server.schemas.openai import ChatCompletionRequest
@@ -30,26 +30,29 @@ async def chat_completions(request: Request) -> Response:
         raise InvalidRequestError("[] is too short - 'messages'", param="messages")
     entry = await service.find(body.model)
     require_completion(entry, body.model, "chat")
-    messages, num_choices = read_messages(body.messages), body.n or 1
-    samplings = [body.sampling(choice) for choice in range(num_choices)]
+    samplings = [body.sampling(choice) for choice in range(body.n or 1)]
+    rendered = await render(service, entry, read_messages(body.messages), {})
 
     async def prepare(running: RunningModel) -> Sequence[Prepared]:
-        prompt = await chat_prompt(service, entry, running, messages, bool(body.truncate))
-        requests = [
-            CompletionRequest(
-                prompt=prompt.value,
-                options=sampling,
-                top_logprobs=body.num_logprobs,
-                truncate=bool(body.truncate),
-                shift=False,
-                cache_prompt=body.cache_prompt is not False,
-            )
-            for sampling in samplings
-        ]
+        prompt = await chat_prompt(rendered, running, bool(body.truncate))
+        requests = [_request(body, prompt.value, sampling) for sampling in samplings]
         return [Prepared(each, prompt.truncated_messages, prompt.truncated_tokens) for each in requests]
 
     job = Job(entry, body.loading, body.keep_alive, prepare)
-    return await answer(request, service, body, job, ChatChoices(bool(body.return_token_ids)), num_choices)
+    return await answer(request, service, body, job, ChatChoices(bool(body.return_token_ids)), len(samplings))
+
+
+def _request(
+    body: ChatCompletionRequest, prompt: str | tuple[int, ...], sampling: SamplingOptions
+) -> CompletionRequest:
+    return CompletionRequest(
+        prompt=prompt,
+        options=sampling,
+        top_logprobs=body.num_logprobs,
+        truncate=bool(body.truncate),
+        shift=False,
+        cache_prompt=body.cache_prompt is not False,
+    )
 
 
 @dataclass(slots=True)

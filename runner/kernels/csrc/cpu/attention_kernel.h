@@ -21,6 +21,9 @@
 namespace shale {
 
 inline constexpr int64_t kTileVectors = kTile / 16;
+inline constexpr int kAheadStep = 16;
+inline constexpr int64_t kAheadCalls = 16;
+inline constexpr int kAheadLocality = 2;
 inline constexpr float kInfinity = __builtin_inff();
 
 // Calls f<R>() with the template argument R = n, for n in [1, R].
@@ -132,10 +135,12 @@ class SpanAttention {
       if (s.end > any.end) any.end = s.end;
     }
     if (first_row < 0) return;
+    ahead_tile_ = tile + kTile;
+    ahead_end_ = row(span_.num_rows - 1)[2];
+    num_ahead_calls_ = num_ahead_rows_ = 0;
     for (int64_t h = 0; h < span_.num_kv_heads; ++h) {
       kv_head_ = span_.first_kv_head + h;
       base_ = h * queries_per_head_;
-      prefetch_tile(tile + kTile, kTile * h / span_.num_kv_heads, kTile * (h + 1) / span_.num_kv_heads);
       load_keys(tile, any);
       load_values(tile, any);
       attend_head(tile, first_row * group_, (end_row - first_row) * group_);
@@ -157,24 +162,28 @@ class SpanAttention {
     return static_cast<const Element*>(cache) + (cells_[position] * task_.num_kv_heads + kv_head) * length;
   }
 
-  // Asks for the caches' rows of positions tile + [first, end), all heads of the span: one tile ahead, because rows lie too
-  // far apart for the hardware to foresee them, a share with each head, in runs that its prefetcher then follows.
-  void prefetch_tile(int64_t tile, int64_t first, int64_t end) const {
-    const int64_t last = row(span_.num_rows - 1)[2];
-    for (int64_t p = tile + first; p < tile + end && p < last; ++p) {
-      prefetch_row(task_.k_cache, p, task_.key_length);
-      prefetch_row(task_.v_cache, p, task_.value_length);
+  // Asks the memory for the next tile while this one is worked on: rows lie too far apart for the hardware to foresee them.
+  // Each head of the span calls it kAheadCalls times, spread over its work, because a core has few (10 to 16) requests
+  // under way; a call asks for the same share of the tile's rows, each over all heads of the span.
+  void fetch_ahead() {
+    const int64_t rows_until = ++num_ahead_calls_ * 2 * kTile / (kAheadCalls * span_.num_kv_heads);
+    for (; num_ahead_rows_ < rows_until && num_ahead_rows_ < 2 * kTile; ++num_ahead_rows_) {
+      const int64_t position = ahead_tile_ + num_ahead_rows_ / 2;
+      if (position >= ahead_end_) return;
+      const bool keys = num_ahead_rows_ % 2 == 0;
+      fetch_row(keys ? task_.k_cache : task_.v_cache, position, keys ? task_.key_length : task_.value_length);
     }
   }
-  void prefetch_row(const void* cache, int64_t position, int64_t length) const {
+  void fetch_row(const void* cache, int64_t position, int64_t length) const {
     const char* at = reinterpret_cast<const char*>(cell_row(cache, position, span_.first_kv_head, length));
     const int64_t num_bytes = span_.num_kv_heads * length * static_cast<int64_t>(sizeof(Element));
-    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(at + i);
+    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(at + i, 0, kAheadLocality);
   }
 
   void load_keys(int64_t tile, Seen any) {
     const int64_t length = task_.key_length;
     for (int column = 0; column < kTile; column += 16) {
+      fetch_ahead();
       if (column + 16 <= any.first || column >= any.end) {
         for (int64_t d = 0; d < key_padded_; ++d) V::zero().store(keys_ + d * kTile + column);
         continue;
@@ -208,6 +217,7 @@ class SpanAttention {
   void load_values(int64_t tile, Seen any) {
     const int64_t length = task_.value_length;
     for (int p = any.first; p < any.end; ++p) {
+      if (p % kAheadStep == 0) fetch_ahead();
       const Element* from = cell_row(task_.v_cache, tile + p, kv_head_, length);
       float* to = values_ + p * value_stride_;
       int64_t d = 0;
@@ -228,12 +238,17 @@ class SpanAttention {
         for (int c = 0; c < C; ++c) sums[r][c] = V::zero();
       }
       const float* keys = keys_ + column;
-      for (int64_t d = 0; d < task_.key_length; ++d, keys += kTile) {
-        V key[C];
-        for (int c = 0; c < C; ++c) key[c] = V::load(keys + 16 * c);
-        for (int r = 0; r < R; ++r) {
-          const V x = V::set(queries[r][d]);
-          for (int c = 0; c < C; ++c) sums[r][c] = V::fma(x, key[c], sums[r][c]);
+      const int64_t step = (task_.key_length + 3) / 4;
+      for (int64_t begin = 0; begin < task_.key_length; begin += step) {
+        fetch_ahead();
+        const int64_t end = begin + step < task_.key_length ? begin + step : task_.key_length;
+        for (int64_t d = begin; d < end; ++d, keys += kTile) {
+          V key[C];
+          for (int c = 0; c < C; ++c) key[c] = V::load(keys + 16 * c);
+          for (int r = 0; r < R; ++r) {
+            const V x = V::set(queries[r][d]);
+            for (int c = 0; c < C; ++c) sums[r][c] = V::fma(x, key[c], sums[r][c]);
+          }
         }
       }
       for (int r = 0; r < R; ++r) {
@@ -314,12 +329,16 @@ class SpanAttention {
     }
     const float* weights = scores_ + first * kTile;
     const float* values = values_ + range.first * value_stride_ + column;
-    for (int p = range.first; p < range.end; ++p, values += value_stride_) {
-      V value[C];
-      for (int c = 0; c < C; ++c) value[c] = V::load(values + 16 * c);
-      for (int r = 0; r < R; ++r) {
-        const V weight = V::set(weights[r * kTile + p]);
-        for (int c = 0; c < C; ++c) sums[r][c] = V::fma(weight, value[c], sums[r][c]);
+    for (int begin = range.first; begin < range.end; begin += kAheadStep) {
+      fetch_ahead();
+      const int end = begin + kAheadStep < range.end ? begin + kAheadStep : range.end;
+      for (int p = begin; p < end; ++p, values += value_stride_) {
+        V value[C];
+        for (int c = 0; c < C; ++c) value[c] = V::load(values + 16 * c);
+        for (int r = 0; r < R; ++r) {
+          const V weight = V::set(weights[r * kTile + p]);
+          for (int c = 0; c < C; ++c) sums[r][c] = V::fma(weight, value[c], sums[r][c]);
+        }
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -343,6 +362,7 @@ class SpanAttention {
   const int64_t group_, queries_per_head_, num_queries_, key_padded_, value_stride_;
   const int32_t* cells_;
   int64_t kv_head_ = 0, base_ = 0;
+  int64_t ahead_tile_ = 0, ahead_end_ = 0, num_ahead_calls_ = 0, num_ahead_rows_ = 0;
   // Scratch. "sums" are weighted sums of values, "weights" the sums of weights, both relative to e^maximum; those of the
   // current chunk and, as total, those of the chunks before it.
   float *keys_, *values_, *scores_, *sums_, *total_sums_, *maxima_, *weights_, *total_maxima_, *total_weights_;

@@ -32,9 +32,9 @@ struct Product {
   const Tile* tiles;  // for quantized types
   int num_tiles;
   const float* x;  // for float types
-  int64_t num_tokens;
+  int64_t first_token, end_token;  // the tiles' tokens; x, out and the tiles count from 0
   const float* bias;  // or null
-  float* out;         // (num_tokens, rows)
+  float* out;         // (tokens, rows)
 };
 
 // Multiplies the panels [begin, end). scratch: kScratchBytes of this thread's own, 64-byte aligned.

@@ -59,12 +59,12 @@ template <class V, class Q>
 void multiply_float(const Product& product, int64_t begin, int64_t end, uint8_t*) {
   constexpr int kWidth = V::float_width;
   for (int64_t panel = begin; panel < end; ++panel) {
-    int64_t t = 0;
-    for (; t + kWidth <= product.num_tokens; t += kWidth) multiply_float_tile<V, Q, kWidth>(product, panel, t);
+    int64_t t = product.first_token;
+    for (; t + kWidth <= product.end_token; t += kWidth) multiply_float_tile<V, Q, kWidth>(product, panel, t);
     if constexpr (kWidth > 2) {
-      for (; t + 2 <= product.num_tokens; t += 2) multiply_float_tile<V, Q, 2>(product, panel, t);
+      for (; t + 2 <= product.end_token; t += 2) multiply_float_tile<V, Q, 2>(product, panel, t);
     }
-    for (; t < product.num_tokens; ++t) multiply_float_tile<V, Q, 1>(product, panel, t);
+    for (; t < product.end_token; ++t) multiply_float_tile<V, Q, 1>(product, panel, t);
   }
 }
 

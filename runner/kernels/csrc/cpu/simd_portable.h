@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "quant_types.h"
+#include "float_formats.h"
 
 namespace shale {
 namespace {
@@ -127,7 +127,7 @@ struct Portable {
     return each<Floats>([&](int i) { return half_to_float(load_u16(p + 2 * i)); });
   }
   static Floats from_bf16(const uint8_t* p) {
-    return each<Floats>([&](int i) { return std::bit_cast<float>(uint32_t{load_u16(p + 2 * i)} << 16); });
+    return each<Floats>([&](int i) { return bf16_to_float(load_u16(p + 2 * i)); });
   }
   static Floats from_f32(const uint8_t* p) {
     Floats out;
@@ -154,23 +154,6 @@ struct Portable {
       sum += q[i];
     }
     return sum;
-  }
-
-  static uint16_t load_u16(const uint8_t* p) {
-    uint16_t out;
-    std::memcpy(&out, p, 2);
-    return out;
-  }
-  static float half_to_float(uint16_t half) {
-    const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3ffu;
-    if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
-      return std::bit_cast<float>(std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f) | sign);
-    }
-    const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
-    return std::bit_cast<float>(sign | wide << 23 | mantissa << 13);
-  }
-  static float e8m0_half_to_float(uint32_t e) {  // 2^(e - 128); the two smallest are subnormal
-    return std::bit_cast<float>(e < 2 ? 0x00200000u << e : (e - 1) << 23);
   }
 };
 

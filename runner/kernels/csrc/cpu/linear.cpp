@@ -1,0 +1,186 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "isa.h"
+#include "kernel_table.h"
+#include "pool.h"
+#include "repack.h"
+
+namespace shale {
+namespace {
+
+// Up to this many tokens the direct form is faster: it waits for memory while it computes, the panel form does not overlap.
+constexpr int64_t kDirectTokens = 8;
+// Weights in one piece of a direct product: small enough to share the last pieces out evenly, large enough (some
+// microseconds) for the piece counter to cost nothing.
+constexpr int64_t kPieceBytes = 96 << 10;
+constexpr int kPiecesPerThread = 4;
+
+const KernelTable& active_kernels() {
+  switch (active_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512vnni: return kAvx512VnniKernels;
+    case Isa::avxvnni: return kAvxVnniKernels;
+    case Isa::avx2: return kAvx2Kernels;
+#endif
+    default: return kPortableKernels;
+  }
+}
+
+// Grow-only memory of the calling thread, so that a decode step allocates nothing.
+class Buffer {
+ public:
+  uint8_t* at_least(int64_t bytes) {
+    if (bytes > size_) {
+      memory_.reset();  // first, so that the two are not held together
+      size_ = 0;
+      memory_.reset(static_cast<uint8_t*>(::operator new(static_cast<std::size_t>(bytes), kAlignment)));
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{kLine};
+  struct Free {
+    void operator()(uint8_t* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<uint8_t, Free> memory_;
+  int64_t size_ = 0;
+};
+
+// Panels [begin, end) of a target times tiles [first_tile, end_tile).
+struct Piece {
+  int target, first_tile, end_tile;
+  int64_t begin, end;
+};
+
+struct Workspace {
+  std::vector<Tile> tiles;
+  std::vector<Piece> pieces;
+  Buffer activations, scratch;
+};
+
+Workspace& workspace() {
+  thread_local Workspace mine;
+  return mine;
+}
+
+template <std::size_t N>
+int width_for(const int (&widths)[N], int num_tokens) {
+  return *std::lower_bound(widths, widths + N, num_tokens);  // the last is the largest tile
+}
+
+// Splits the tokens evenly into as few tiles as there can be.
+void plan_tiles(int64_t num_tokens, bool is_direct, std::vector<Tile>& tiles) {
+  const int64_t widest = is_direct ? *std::rbegin(kDirectWidths) : *std::rbegin(kPanelWidths);
+  const int64_t num_tiles = (num_tokens + widest - 1) / widest;
+  tiles.assign(static_cast<std::size_t>(num_tiles), Tile{});
+  int64_t token = 0;
+  for (int64_t i = 0; i < num_tiles; ++i) {
+    Tile& tile = tiles[static_cast<std::size_t>(i)];
+    tile.num_tokens = static_cast<int>((num_tokens - token + num_tiles - i - 1) / (num_tiles - i));
+    tile.width = is_direct ? width_for(kDirectWidths, tile.num_tokens) : width_for(kPanelWidths, tile.num_tokens);
+    tile.first_token = token;
+    token += tile.num_tokens;
+  }
+}
+
+template <class T>
+T* take(uint8_t*& memory, int64_t count) {
+  T* taken = reinterpret_cast<T*>(memory);
+  memory += (count * int64_t{sizeof(T)} + kLine - 1) / kLine * kLine;
+  return taken;
+}
+
+void place_tile(Tile& tile, int64_t cols, uint8_t*& memory) {
+  const int64_t n = num_padded_blocks(cols) * tile.width;
+  tile.num_blocks = cols / kBlock;
+  tile.q = take<int32_t>(memory, 8 * n);
+  tile.scale = take<float>(memory, n);
+  tile.sum = take<float>(memory, n);
+  tile.half_sum = take<float>(memory, 2 * n);
+  tile.count = take<int32_t>(memory, n);
+  tile.half_count = take<int32_t>(memory, 2 * n);
+}
+
+int64_t tile_bytes(const Tile& tile, int64_t cols) {
+  constexpr int kArrays = 6, kWords = 15;
+  return kWords * 4 * num_padded_blocks(cols) * tile.width + kArrays * kLine;
+}
+
+void quantize_tiles(const KernelTable& kernels, const float* x, int64_t cols, Workspace& space) {
+  int64_t bytes = 0;
+  for (const Tile& tile : space.tiles) bytes += tile_bytes(tile, cols);
+  uint8_t* memory = space.activations.at_least(bytes);
+  for (Tile& tile : space.tiles) place_tile(tile, cols, memory);
+  const auto quantize = [&](int64_t i, int) {
+    const Tile& tile = space.tiles[static_cast<std::size_t>(i)];
+    kernels.quantize(x + tile.first_token * cols, cols, tile);
+  };
+  if (space.tiles.size() == 1) return quantize(0, 0);  // shorter than waking a thread
+  Pool::instance().run(static_cast<int64_t>(space.tiles.size()), quantize);
+}
+
+// Panels of a piece. There are to be kPiecesPerThread pieces for each thread, as far as panels go.
+int64_t panels_of_piece(const LinearTarget& target, bool is_direct, int64_t num_threads) {
+  const int64_t count = num_panels(target.matrix.rows);
+  const int64_t bytes = stored_type(target.matrix.type).panel_bytes(target.matrix.cols);
+  const int64_t most = is_direct ? std::max<int64_t>(1, kPieceBytes / bytes) : kPanelsPerPass;
+  return std::clamp<int64_t>(count / (kPiecesPerThread * num_threads), 1, most);
+}
+
+void plan_pieces(const std::vector<LinearTarget>& targets, bool is_direct, Workspace& space) {
+  const int num_tiles = static_cast<int>(space.tiles.size()), num_threads = Pool::instance().size();
+  space.pieces.clear();
+  for (int i = 0; i < static_cast<int>(targets.size()); ++i) {
+    const LinearTarget& target = targets[static_cast<std::size_t>(i)];
+    const int64_t count = num_panels(target.matrix.rows), step = panels_of_piece(target, is_direct, num_threads);
+    for (int64_t begin = 0; begin < count; begin += step) {
+      space.pieces.push_back({i, 0, num_tiles, begin, std::min(begin + step, count)});
+    }
+  }
+}
+
+Product product_of(const LinearTarget& target, const Piece& piece, const float* x, const std::vector<Tile>& tiles) {
+  const Tile* first = tiles.data() + piece.first_tile;
+  const Tile& last = tiles[static_cast<std::size_t>(piece.end_tile) - 1];
+  const PackedMatrix& matrix = target.matrix;
+  return {.panels = matrix.panels,
+          .panel_bytes = stored_type(matrix.type).panel_bytes(matrix.cols),
+          .rows = matrix.rows,
+          .cols = matrix.cols,
+          .tiles = first,
+          .num_tiles = piece.end_tile - piece.first_tile,
+          .x = x,
+          .first_token = first->first_token,
+          .end_token = last.first_token + last.num_tokens,
+          .bias = target.bias,
+          .out = target.out};
+}
+
+}  // namespace
+
+void linear(const float* x, int64_t num_tokens, int64_t cols, const std::vector<LinearTarget>& targets, LinearForm form) {
+  if (num_tokens == 0 || targets.empty()) return;
+  const KernelTable& kernels = active_kernels();
+  const bool is_direct = form == LinearForm::automatic ? num_tokens <= kDirectTokens : form == LinearForm::direct;
+  Workspace& space = workspace();
+  plan_tiles(num_tokens, is_direct, space.tiles);
+  const auto is_quantized_target = [](const LinearTarget& t) { return stored_type(t.matrix.type).is_quantized; };
+  if (std::any_of(targets.begin(), targets.end(), is_quantized_target)) quantize_tiles(kernels, x, cols, space);
+  plan_pieces(targets, is_direct, space);
+  uint8_t* scratch = is_direct ? nullptr : space.scratch.at_least(kScratchBytes * Pool::instance().size());
+  Pool::instance().run(static_cast<int64_t>(space.pieces.size()), [&](int64_t i, int worker) {
+    const Piece& piece = space.pieces[static_cast<std::size_t>(i)];
+    const LinearTarget& target = targets[static_cast<std::size_t>(piece.target)];
+    const Multiply multiply = (is_direct ? kernels.direct : kernels.panel)[target.matrix.type];
+    multiply(product_of(target, piece, x, space.tiles), piece.begin, piece.end,
+             scratch ? scratch + worker * kScratchBytes : nullptr);
+  });
+}
+
+}  // namespace shale
