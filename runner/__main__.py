@@ -1,7 +1,7 @@
 """``python -P -m runner --model PATH --fd N``: host one model behind a listening socket that the parent has bound.
 
 Environment: the bearer token (``runner.protocol.TOKEN_ENVIRONMENT_NAME``), ``SHALE_KERNELS``, ``SHALE_CPU_ISA``,
-``SHALE_DEBUG``. Lines on standard output and error are the log; what ends the process begins with "error: ".
+``SHALE_DEVICES``, ``SHALE_DEBUG``. Lines on standard output and error are the log; what ends the process begins with "error: ".
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runner.kernels import KernelName
 
 SHUTDOWN_S = 1
+KNOWN_DEVICES = ("auto", "cpu")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ def read_settings(arguments: Sequence[str], environment: dict[str, str] | os._En
     token = environment.pop(TOKEN_ENVIRONMENT_NAME, "")
     if not token:
         raise SystemExit(f"error: {TOKEN_ENVIRONMENT_NAME} is not set; the parent process sets it")
+    devices = environment.get("SHALE_DEVICES") or "auto"
+    if devices not in KNOWN_DEVICES:
+        raise SystemExit(f"error: SHALE_DEVICES is {devices!r}; this runner knows: {', '.join(KNOWN_DEVICES)}")
     return Settings(
         model=given.model,
         fd=given.fd,

@@ -133,7 +133,7 @@ class RunnerClient:
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         try:
             response = await self._http.request(method, path, content=content, timeout=timeout)
-        except httpx.ReadTimeout as error:
+        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             raise TimeoutError(f"no answer to {method} {path} within {timeout_s} s") from error
         except httpx.TransportError as error:
             raise RunnerUnreachableError(await self._obituary()) from error

@@ -47,16 +47,16 @@ class Kernels(Protocol):
     @property
     def num_thread(self) -> int: ...
 
+    def set_num_thread(self, num_thread: int) -> None:
+        """0: one for each usable core."""
+
     # ---- matrices
 
     def accepts(self, type_id: int) -> bool:
         """Whether matrices of this type can be packed without conversion."""
 
-    def packed_bytes(self, type_id: int, rows: int, cols: int) -> int:
-        """Bytes of storage that ``pack`` needs, a multiple of 64."""
-
     def pack(self, type_id: int, rows: int, cols: int, source: ByteArray, storage: ByteArray) -> Matrix:
-        """Writes the GGUF rows of ``source`` into ``storage`` (64-byte aligned, ``packed_bytes`` long, kept alive)."""
+        """Writes the GGUF rows of ``source`` into ``storage`` (64-byte aligned, ``footprint.packed_bytes`` long, kept alive)."""
 
     def linear(
         self,

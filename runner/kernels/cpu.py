@@ -6,6 +6,8 @@ set and threads belong to the process: the instance made last decides for all.
 
 from __future__ import annotations
 
+from runner.footprint import NATIVE_TYPES
+from runner.ggml_types import TYPES
 from runner.kernels import _cpu
 from runner.kernels.cores import usable_cores
 
@@ -16,10 +18,8 @@ class FastKernels:
     def __init__(self, isa: str | None = None, num_thread: int = 0) -> None:
         """Raises ValueError that names the available instruction sets when the machine lacks ``isa``, or when
         ``num_thread`` is negative. 0 threads: one for each usable core."""
-        if num_thread < 0:
-            raise ValueError(f"num_thread is {num_thread}; 0 or more is allowed")
         _cpu.set_isa(isa or _cpu.available_isas()[-1])
-        _cpu.set_num_threads(num_thread or usable_cores())
+        self.set_num_thread(num_thread)
 
     @property
     def isa(self) -> str:
@@ -29,6 +29,19 @@ class FastKernels:
     def num_thread(self) -> int:
         return _cpu.num_threads()
 
+    def set_num_thread(self, num_thread: int) -> None:
+        """0: one for each usable core."""
+        if num_thread < 0:
+            raise ValueError(f"num_thread is {num_thread}; 0 or more is allowed")
+        _cpu.set_num_threads(num_thread or usable_cores())
+
+    def accepts(self, type_id: int) -> bool:
+        return TYPES[type_id].name in NATIVE_TYPES
+
+    packed_bytes = staticmethod(_cpu.packed_bytes)
+    pack = staticmethod(_cpu.pack)
+    linear = staticmethod(_cpu.linear)
+    embed = staticmethod(_cpu.embed)
     rms_norm = staticmethod(_cpu.rms_norm)
     add_rms_norm = staticmethod(_cpu.add_rms_norm)
     layer_norm = staticmethod(_cpu.layer_norm)

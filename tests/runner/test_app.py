@@ -313,17 +313,27 @@ def test_it_dies_with_its_parent(tiny_models: Callable[..., Path], standard_inpu
     child.wait(5)
 
 
-def test_without_a_token_it_does_not_start(tiny_models: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"SHALE_RUNNER_TOKEN": ""}, "error: SHALE_RUNNER_TOKEN is not set"),
+        ({"SHALE_DEVICES": "moon:1GiB"}, "error: SHALE_DEVICES is 'moon:1GiB'; this runner knows: auto, cpu"),
+        ({"SHALE_KERNELS": "slow"}, "error: kernels 'slow' are unknown"),
+    ],
+)
+def test_with_bad_settings_it_does_not_start(
+    tiny_models: Callable[..., Path], change: dict[str, str], sentence: str
+) -> None:
     ended = subprocess.run(
         command(tiny_models("llama", "Q8_0"), 0),
-        env=environment(SHALE_RUNNER_TOKEN=""),
+        env=environment(**change),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: SHALE_RUNNER_TOKEN is not set")
+    assert ended.stderr.splitlines()[-1].startswith(sentence)
 
 
 @pytest.mark.parametrize(("content", "sentence"), [(b"no model", "error: "), (None, "error: ")])

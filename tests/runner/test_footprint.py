@@ -18,7 +18,7 @@ from runner.footprint import (
 )
 from runner.ggml_types import BY_NAME
 from runner.gguf import open_gguf
-from runner.kernels import Kernels
+from runner.kernels import Kernels, _cpu
 from runner.model.spec import ModelError, UnknownArchitectureError, read_spec
 from runner.protocol import LoadRequest, Operation
 from tests.runner.loading import load
@@ -29,15 +29,15 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "bert")
 
 @pytest.mark.parametrize("name", sorted(NATIVE_TYPES))
 @pytest.mark.parametrize(("rows", "cols"), [(1, 256), (16, 512), (37, 768)])
-def test_packed_bytes_is_what_the_kernels_ask_for(name: str, rows: int, cols: int, fast: Kernels) -> None:
+def test_packed_bytes_is_what_the_kernels_ask_for(name: str, rows: int, cols: int) -> None:
     type_ = BY_NAME[name]
-    assert packed_bytes(type_, rows, cols) == fast.packed_bytes(type_.id, rows, cols)
+    assert packed_bytes(type_, rows, cols) == _cpu.packed_bytes(type_.id, rows, cols)
 
 
 @pytest.mark.parametrize("cols", [32, 96, 160])
-def test_packed_bytes_of_half_a_unit(cols: int, fast: Kernels) -> None:
+def test_packed_bytes_of_half_a_unit(cols: int) -> None:
     for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"):
-        assert packed_bytes(BY_NAME[name], 16, cols) == fast.packed_bytes(BY_NAME[name].id, 16, cols)
+        assert packed_bytes(BY_NAME[name], 16, cols) == _cpu.packed_bytes(BY_NAME[name].id, 16, cols)
 
 
 def test_a_packed_q4_0_matrix_by_hand() -> None:

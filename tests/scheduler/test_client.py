@@ -146,7 +146,7 @@ async def test_a_late_answer_about_health_is_a_timeout():
         has_left.set()
 
     async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
-        client = RunnerClient(server.sockets[0].getsockname()[1], "", obituary)
+        client = RunnerClient(server.sockets[0].getsockname()[1], "token", obituary)
         with pytest.raises(TimeoutError):
             await client.health(timeout_s=0.05)
         await client.aclose()
@@ -170,7 +170,7 @@ async def test_answers_that_are_not_as_agreed(answer, match):
         await hang_up(writer)
 
     async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
-        client = RunnerClient(server.sockets[0].getsockname()[1], "", obituary)
+        client = RunnerClient(server.sockets[0].getsockname()[1], "token", obituary)
         with pytest.raises((RunnerUnreachableError, RunnerRequestError), match=match):
             await client.completion(REQUEST)
         await client.aclose()
@@ -188,7 +188,7 @@ async def test_lines_split_anywhere_are_put_together():
         await hang_up(writer)
 
     async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
-        client = RunnerClient(server.sockets[0].getsockname()[1], "", obituary)
+        client = RunnerClient(server.sockets[0].getsockname()[1], "token", obituary)
         assert await lines_of(client) == body.splitlines()
         await client.aclose()
 

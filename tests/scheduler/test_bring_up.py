@@ -1,0 +1,51 @@
+"""A model is brought up on a real process that is scripted to go wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from runner.protocol import LoadRequest, Operation
+from scheduler.bring_up import bring_up
+from scheduler.clock import SystemClock
+from scheduler.devices import Machine, SystemMemory
+from scheduler.errors import LoadTimeoutError, RunnerExitedError, RunnerUnreachableError
+from scheduler.layout import LayoutRules, unknown_memory
+from scheduler.load import Situation
+
+SITUATION = Situation(LoadRequest(operation=Operation.FIT), Machine(SystemMemory(2**40, 2**40, 0)), LayoutRules())
+
+
+async def bring(started, stall_timeout_s=5.0):
+    return await bring_up(started, SITUATION, unknown_memory(3), SystemClock(), stall_timeout_s)
+
+
+async def test_all_the_way(start_fake):
+    up = await bring(await start_fake(load_polls=3))
+    assert up.loaded.layout == ()
+    assert up.loaded.memory.input_weights == 1000
+    assert min(up.process_s, up.layout_s, up.weights_s) > 0
+
+
+@pytest.mark.parametrize("operation", [Operation.FIT, Operation.ALLOC, Operation.COMMIT])
+async def test_death_in_an_operation_tells_why(start_fake, operation):
+    started = await start_fake(die_in_operation=int(operation))
+    with pytest.raises((RunnerExitedError, RunnerUnreachableError), match=r"out of memory: tried to allocate 12 GiB"):
+        await bring(started)
+
+
+async def test_death_while_the_weights_are_read(start_fake):
+    started = await start_fake(load_polls=10**9, die_in_health=True)
+    with pytest.raises((RunnerExitedError, RunnerUnreachableError), match=r"ValueError: tensor blk.0 is damaged"):
+        await bring(started)
+
+
+async def test_a_process_that_ends_at_once(start_fake):
+    started = await start_fake(exit_before_listening=2, say_first=["error: not a GGUF file"])
+    with pytest.raises((RunnerExitedError, RunnerUnreachableError), match=r"error: not a GGUF file"):
+        await bring(started)
+
+
+async def test_a_load_that_stalls(start_fake):
+    started = await start_fake(stall=True)
+    with pytest.raises(LoadTimeoutError, match=r"progress 0\.50"):
+        await bring(started, stall_timeout_s=0.2)
