@@ -1,7 +1,8 @@
 """``python -P -m runner --model PATH --fd N``: host one model behind a listening socket that the parent has bound.
 
 Environment: the bearer token (``runner.protocol.TOKEN_ENVIRONMENT_NAME``), ``SHALE_KERNELS``, ``SHALE_CPU_ISA``,
-``SHALE_DEVICES``, ``SHALE_DEBUG``. Lines on standard output and error are the log; what ends the process begins with "error: ".
+``SHALE_DEVICES``, ``SHALE_DEBUG``. Lines on standard output and error are the log; what ends the process begins with
+"error: ".
 """
 
 from __future__ import annotations

@@ -27,7 +27,26 @@ ROWS_PER_PANEL = 16
 INPUT = -1
 """Layer number of the input weights."""
 
-NATIVE_TYPES = frozenset("F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split())
+NATIVE_TYPES = frozenset(
+    {
+        "F32",
+        "F16",
+        "BF16",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+        "MXFP4",
+    }
+)
 """Types that the kernels compute with as they are. Every other type is converted to BF16 at load."""
 
 PANEL_UNITS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -53,18 +72,50 @@ CACHE_VALUE_BYTES = {"f16": 2, "f32": 4}
 
 _BLOCK_TENSOR = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)\Z")
 _BLOCK_NAMES = frozenset(
-    """attn_norm.weight attn_norm.bias attn_q.weight attn_q.bias attn_k.weight attn_k.bias attn_v.weight attn_v.bias
-    attn_output.weight attn_output.bias attn_q_norm.weight attn_k_norm.weight post_attention_norm.weight
-    ffn_norm.weight ffn_norm.bias ffn_gate.weight ffn_gate.bias ffn_up.weight ffn_up.bias ffn_down.weight
-    ffn_down.bias post_ffw_norm.weight ffn_gate_inp.weight ffn_gate_exps.weight ffn_up_exps.weight
-    ffn_down_exps.weight attn_output_norm.weight attn_output_norm.bias layer_output_norm.weight
-    layer_output_norm.bias""".split()
+    {
+        "attn_norm.weight",
+        "attn_norm.bias",
+        "attn_q.weight",
+        "attn_q.bias",
+        "attn_k.weight",
+        "attn_k.bias",
+        "attn_v.weight",
+        "attn_v.bias",
+        "attn_output.weight",
+        "attn_output.bias",
+        "attn_q_norm.weight",
+        "attn_k_norm.weight",
+        "post_attention_norm.weight",
+        "ffn_norm.weight",
+        "ffn_norm.bias",
+        "ffn_gate.weight",
+        "ffn_gate.bias",
+        "ffn_up.weight",
+        "ffn_up.bias",
+        "ffn_down.weight",
+        "ffn_down.bias",
+        "post_ffw_norm.weight",
+        "ffn_gate_inp.weight",
+        "ffn_gate_exps.weight",
+        "ffn_up_exps.weight",
+        "ffn_down_exps.weight",
+        "attn_output_norm.weight",
+        "attn_output_norm.bias",
+        "layer_output_norm.weight",
+        "layer_output_norm.bias",
+    }
 )
 _INPUT_NAMES = frozenset(
-    """token_embd.weight position_embd.weight token_types.weight token_embd_norm.weight token_embd_norm.bias
-    rope_freqs.weight""".split()
+    {
+        "token_embd.weight",
+        "position_embd.weight",
+        "token_types.weight",
+        "token_embd_norm.weight",
+        "token_embd_norm.bias",
+        "rope_freqs.weight",
+    }
 )
-_OUTPUT_NAMES = frozenset("output.weight output.bias output_norm.weight output_norm.bias".split())
+_OUTPUT_NAMES = frozenset({"output.weight", "output.bias", "output_norm.weight", "output_norm.bias"})
 
 Storage = Literal["raw", "vector", "matrix"]
 

@@ -13,11 +13,11 @@ class StopScanner:
 
     The result does not depend on how the text is cut into pieces: everything released by ``push`` and ``finish``
     together is the text up to the earliest position at which one of the stop strings begins, or all of it. Of several
-    that begin there, the one first in the list is named. Empty stop strings are ignored.
+    that begin there the shortest is named: it is complete whenever another one is. Empty stop strings are ignored.
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+        self._stops = sorted((stop for stop in stops if stop), key=len)
         self._held = ""
         self.stopped_by: str | None = None
         """The stop string that ended the text. Once set, nothing more is released."""
@@ -48,7 +48,7 @@ class StopScanner:
         return certain
 
     def _earliest_match(self) -> tuple[int, str | None]:
-        """Where the first whole stop string begins, and which; the length of the text and None without one."""
+        """Where the first whole stop string begins, and the shortest one there; the text's length and None without."""
         best, which = len(self._held), None
         for stop in self._stops:
             position = self._held.find(stop, 0, best + len(stop))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from scheduler.errors import SettingsError
 from scheduler.sizes import MIB, parse_bytes

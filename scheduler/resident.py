@@ -35,6 +35,7 @@ class State(Enum):
     LOADING = "loading"
     READY = "ready"
     LEAVING = "leaving"  # takes no new requests; stops when the last one is done
+    STOPPING = "stopping"
     GONE = "gone"
 
 
@@ -73,6 +74,10 @@ class Resident:
     def is_usable(self) -> bool:
         """Loaded, and its process lives."""
         return self.state is State.READY and self.started is not None and self.started.process.is_alive
+
+    @property
+    def is_on_its_way_out(self) -> bool:
+        return self.state in (State.LEAVING, State.STOPPING, State.GONE)
 
     @property
     def has_process(self) -> bool:

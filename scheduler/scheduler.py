@@ -124,6 +124,7 @@ class Scheduler:
         for resident in list(self._residents.values()):
             resident.num_users = 0
             self._retire(resident)
+            self._stop_if_idle(resident)
         for task in self._tasks:
             if task.get_name().startswith(_LOAD):
                 task.cancel()
@@ -156,7 +157,7 @@ class Scheduler:
             resident = self._residents.get(model.path)
             if resident is None:
                 resident = self._begin(model, options, _normal(keep_alive_s))
-            elif resident.state is State.LEAVING or resident.state is State.GONE:
+            elif resident.is_on_its_way_out:
                 await resident.gone.wait()
                 continue
             if await self._try_enter(resident, options):
@@ -195,9 +196,8 @@ class Scheduler:
         resident.leave()
         if resident.num_users > 0:
             return
-        if resident.state is State.LEAVING:
-            self._start_task(f"stop {resident.model.name}", self._stop(resident))
-        elif resident.state is State.READY:
+        self._stop_if_idle(resident)
+        if resident.state is State.READY:
             self._await_expiry(resident)
 
     def _await_expiry(self, resident: Resident) -> None:
@@ -287,7 +287,7 @@ class Scheduler:
 
     async def _evict(self, others: list[Resident]) -> None:
         """Returns when one of ``others`` is gone."""
-        leaving = next((r for r in others if r.state is State.LEAVING), None)
+        leaving = next((r for r in others if r.is_on_its_way_out), None)
         victim = leaving or choose_victim(others)
         assert victim is not None  # whoever has a process is ready or leaving: only one loads at a time
         if victim is not leaving:
@@ -303,7 +303,11 @@ class Scheduler:
             return
         resident.state = State.LEAVING
         resident.cancel_timer()
-        if resident.is_idle:
+        self._stop_if_idle(resident)
+
+    def _stop_if_idle(self, resident: Resident) -> None:
+        if resident.state is State.LEAVING and resident.is_idle:
+            resident.state = State.STOPPING
             self._start_task(f"stop {resident.model.name}", self._stop(resident))
 
     async def _stop(self, resident: Resident) -> None:
@@ -315,8 +319,7 @@ class Scheduler:
         assert resident.started is not None
         last_words = await resident.started.process.wait()
         if resident.state in (State.READY, State.LEAVING):
-            if resident.state is State.READY:
-                LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
+            LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
             await self._clear_away(resident)
 
     async def _clear_away(self, resident: Resident, error: BaseException | None = None) -> None:

@@ -25,11 +25,10 @@ def project(repository_root: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def wheel(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    """The project's wheel. The build folder is kept from run to run, so only the first takes long."""
+    """The project's wheel. It is linked from the objects of the installation that runs the tests."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = repository_root / "build" / "wheel-test"
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
-    command += ["--config-settings", f"build-dir={build}", "--wheel-dir", str(folder), str(repository_root)]
+    command += ["--wheel-dir", str(folder), str(repository_root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (path,) = folder.glob("*.whl")

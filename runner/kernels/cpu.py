@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from runner.footprint import NATIVE_TYPES
 from runner.ggml_types import TYPES
+from runner.footprint import stored_type
+from runner.ggml_types import TYPES
 from runner.kernels import _cpu
 from runner.kernels.cores import usable_cores
 
@@ -28,6 +30,19 @@ class FastKernels:
     @property
     def num_thread(self) -> int:
         return _cpu.num_threads()
+
+    def set_num_thread(self, num_thread: int) -> None:
+        """0: one for each usable core. Waits for a running call. Raises ValueError when it is negative."""
+        if num_thread < 0:
+            raise ValueError(f"num_thread is {num_thread}; 0 or more is allowed")
+        _cpu.set_num_threads(num_thread or usable_cores())
+
+    def accepts(self, type_id: int) -> bool:
+        return type_id in TYPES and stored_type(TYPES[type_id]) == TYPES[type_id]
+
+    pack = staticmethod(_cpu.pack)
+    linear = staticmethod(_cpu.linear)
+    embed = staticmethod(_cpu.embed)
 
     def set_num_thread(self, num_thread: int) -> None:
         """0: one for each usable core."""

@@ -39,7 +39,7 @@ class Views:
             return buffers[name][:num_tokens]
 
         def heads(flat: Float32Array, count: int) -> Float32Array:
-            return flat.reshape(num_tokens, count, -1)
+            return flat.reshape(len(flat), count, flat.shape[1] // count)
 
         self.residual = rows("residual")
         self.normed = rows("normed")

@@ -87,7 +87,11 @@ def test_commit_needs_an_alloc_of_the_same_request(tiny_models: Callable[..., Pa
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mixtral"])
 @pytest.mark.parametrize("shares", [((1, 2),), ((2,),), ((0,), (1, 2)), ((0, 1), (2,)), ((0, 1, 2),)], ids=str)
 def test_a_split_model_gives_the_same_bytes(
-    architecture: str, shares: tuple[tuple[int, ...], ...], tiny_models: Callable[..., Path], fast: Kernels, tmp_path: Path
+    architecture: str,
+    shares: tuple[tuple[int, ...], ...],
+    tiny_models: Callable[..., Path],
+    fast: Kernels,
+    tmp_path: Path,
 ) -> None:
     path = tiny_models(architecture, num_layers=2)
     whole = logits(loaded(Loader(path, fast)))

@@ -47,9 +47,7 @@ def test_a_quota_that_shrinks_below_what_is_held_leaves_nothing_free(ledger: Sim
     assert ledger.held_bytes() == 600
 
 
-def test_what_a_killed_process_held_is_free_at_once(
-    ledger: SimLedger, tmp_path: Path, repository_root: Path
-) -> None:
+def test_what_a_killed_process_held_is_free_at_once(ledger: SimLedger, tmp_path: Path, repository_root: Path) -> None:
     arguments = [sys.executable, "-c", HOLDER, str(tmp_path / "ledger"), "700"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=repository_root) as child:
         assert child.stdout is not None

@@ -20,14 +20,14 @@ def pieces_of(text: str, cuts: list[int]) -> list[str]:
 
 
 def cut_by_definition(text: str, stops: list[str]) -> tuple[str, str | None]:
-    found = [(text.find(stop), i) for i, stop in enumerate(stops) if stop and stop in text]
+    found = [(text.find(stop), len(stop)) for stop in stops if stop and stop in text]
     if not found:
         return text, None
-    position, index = min(found)
-    return text[:position], stops[index]
+    position, length = min(found)
+    return text[:position], text[position : position + length]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=500)
 @given(LETTERS, STOPS, st.lists(st.integers(0, 40), max_size=12))
 def test_the_result_is_the_definition_for_any_cutting(text: str, stops: list[str], cuts: list[int]) -> None:
     scanner = StopScanner(stops)
@@ -52,6 +52,13 @@ def test_the_earliest_position_wins_over_the_order_of_the_list() -> None:
     scanner = StopScanner(["world", "lo"])
     assert scanner.push("hello world") == "hel"
     assert scanner.stopped_by == "lo"
+
+
+def test_of_stops_that_begin_together_the_shortest_is_named_however_the_text_is_cut() -> None:
+    for pieces in (["b<"], ["b", "<"]):
+        scanner = StopScanner(["b<", "b"])
+        assert "".join(map(scanner.push, pieces)) == ""
+        assert scanner.stopped_by == "b"
 
 
 def test_a_match_waits_for_a_longer_stop_that_begins_before_it() -> None:

@@ -43,6 +43,14 @@ async def complete(running, **options) -> list[dict]:
     return [json.loads(line) async for line in await running.client.completion(request)]
 
 
+async def read_and_kill(stream, process) -> None:
+    seen = 0
+    async for _ in stream:
+        seen += 1
+        if seen == 3:
+            process.send_signal(signal.SIGKILL)
+
+
 async def test_a_completion(scheduler, model):
     async with scheduler.acquire(model, SMALL) as running:
         assert running.num_ctx == 128
@@ -61,15 +69,11 @@ async def test_what_was_estimated_is_what_the_runner_took(scheduler, model):
 
 
 async def test_a_kill_in_the_middle_of_a_stream_ends_that_stream_and_nothing_else(scheduler, model):
-    async with scheduler.acquire(model, SMALL) as running:
+    async with scheduler.acquire(model) as running:  # long enough a context for the kill to come before its end
         (process,) = runner_children()
         stream = await running.client.completion(CompletionRequest(prompt="x", options=ENDLESS))
-        seen = 0
         with pytest.raises(RunnerDiedError) as caught:
-            async for _ in stream:
-                seen += 1
-                if seen == 3:
-                    process.send_signal(signal.SIGKILL)
+            await read_and_kill(stream, process)
         assert str(caught.value) == "an error was encountered while running the model: signal: SIGKILL (Killed)"
     async with scheduler.acquire(model, SMALL) as running:
         assert (await complete(running))[-1]["done"] is True

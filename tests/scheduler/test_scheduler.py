@@ -415,6 +415,17 @@ async def test_close_does_not_wait_for_requests(new_world):
         assert world.num_alive() == 0
 
 
+async def test_close_ends_what_was_about_to_leave(new_world):
+    world = new_world(max_loaded_models=1)
+    async with world.scheduler.acquire(world.model("a")):
+        loading = asyncio.create_task(use(world, "b"))
+        await asyncio.sleep(0.01)
+        await asyncio.wait_for(world.scheduler.close(), 1)
+        assert world.num_alive() == 0
+    with pytest.raises(ShuttingDownError):
+        await loading
+
+
 async def test_close_right_after_a_request_came(new_world):
     world = new_world()
     waiting = asyncio.create_task(use(world, "a"))

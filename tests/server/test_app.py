@@ -12,7 +12,17 @@ from scheduler.errors import SettingsError
 from server.app import create_app, scheduler_settings
 from server.settings import Settings
 
-HEAVY = ("tokenizers", "gguf", "jinja2", "typer", "torch", "cupy", "runner.kernels", "runner.tokenizer", "runner.engine")
+HEAVY = (
+    "tokenizers",
+    "gguf",
+    "jinja2",
+    "typer",
+    "torch",
+    "cupy",
+    "runner.kernels",
+    "runner.tokenizer",
+    "runner.engine",
+)
 
 
 def test_heavy_modules_are_not_imported(repository_root: Path) -> None:

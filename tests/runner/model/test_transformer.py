@@ -114,6 +114,17 @@ def test_embeddings_do_not_depend_on_their_neighbours(tiny_models: Callable[...,
     assert embed(*inputs).tobytes() == np.concatenate([embed(i) for i in inputs]).tobytes()
 
 
+def test_a_chunk_without_outputs_only_fills_the_cache(model: LoadedModel) -> None:
+    sequence = model.cache.open()
+    assert sequence is not None
+    logits = model.transformer.forward(Batch.of([(sequence, PROMPT[:9], "none")]))
+    assert logits.shape == (0, model.spec.num_vocab)
+    sequence.num_past += 9
+    rest = model.transformer.forward(Batch.of([(sequence, PROMPT[9:20], "last")])).tobytes()
+    model.cache.close(sequence)
+    assert rest == logits_of(model, PROMPT[:20]).tobytes()
+
+
 def test_a_batch_past_the_buffers_is_refused_with_both_numbers(model: LoadedModel) -> None:
     sequence = model.cache.open()
     assert sequence is not None

@@ -21,9 +21,9 @@
 namespace shale {
 
 inline constexpr int64_t kTileVectors = kTile / 16;
-inline constexpr int kAheadStep = 16;
-inline constexpr int64_t kAheadCalls = 16;
-inline constexpr int kAheadLocality = 3;
+// Dimensions or positions of work between two calls of fetch_ahead.
+inline constexpr int kAheadStep = 8;
+inline constexpr int kAheadLocality = 2;
 inline constexpr float kInfinity = __builtin_inff();
 
 // Calls f<R>() with the template argument R = n, for n in [1, R].
@@ -64,7 +64,8 @@ class SpanAttention {
         num_queries_(queries_per_head_ * span.num_kv_heads),
         key_padded_((task.key_length + 15) / 16 * 16),
         value_stride_(task.value_stride),
-        cells_(task.cells + task.rows[3 * span.first_row]) {
+        cells_(task.cells + task.rows[3 * span.first_row]),
+        ahead_lines_(lines_ahead(task.key_length, task.value_length)) {
     float* memory = attention_scratch(scratch_floats());
     const auto take = [&memory](int64_t n) {
       float* taken = memory;
@@ -102,6 +103,12 @@ class SpanAttention {
     bool none() const { return first >= end; }
   };
 
+  // Lines that each call of fetch_ahead asks for, by the number of calls that a head of the span makes for a tile.
+  static constexpr int64_t lines_ahead(int64_t key_length, int64_t value_length) {
+    const int64_t num_lines = (key_length + value_length) * static_cast<int64_t>(sizeof(Element)) * kTile / 64;
+    const int64_t num_calls = kTileVectors * (key_length / 16) + key_length / kAheadStep + 2 * kTile / kAheadStep;
+    return num_lines / num_calls + 1;
+  }
   int64_t scratch_floats() const {
     const int64_t tile = (key_padded_ + value_stride_) * kTile;
     return tile + queries_per_head_ * kTile + num_queries_ * (2 * value_stride_ + 4) + 8 * 16;
@@ -136,8 +143,8 @@ class SpanAttention {
     }
     if (first_row < 0) return;
     ahead_tile_ = tile + kTile;
-    ahead_end_ = row(span_.num_rows - 1)[2];
-    num_ahead_calls_ = num_ahead_rows_ = 0;
+    num_rows_ahead_ = 0;
+    ahead_ = ahead_end_ = nullptr;
     for (int64_t h = 0; h < span_.num_kv_heads; ++h) {
       kv_head_ = span_.first_kv_head + h;
       base_ = h * queries_per_head_;
@@ -163,27 +170,31 @@ class SpanAttention {
   }
 
   // Asks the memory for the next tile while this one is worked on: rows lie too far apart for the hardware to foresee them.
-  // Each head of the span calls it kAheadCalls times, spread over its work, because a core has few (10 to 16) requests
-  // under way; a call asks for the same share of the tile's rows, each over all heads of the span.
+  // Called often, for a few lines each time, because a core has few (10 to 16) requests under way; each head of the span
+  // asks for its share of the lines, in long runs over all heads. (Not split further: GCC 12 takes a function that only
+  // prefetches for one without effects, and drops its calls.)
   void fetch_ahead() {
-    const int64_t rows_until = ++num_ahead_calls_ * 2 * kTile / (kAheadCalls * span_.num_kv_heads);
-    for (; num_ahead_rows_ < rows_until && num_ahead_rows_ < 2 * kTile; ++num_ahead_rows_) {
-      const int64_t position = ahead_tile_ + num_ahead_rows_ / 2;
-      if (position >= ahead_end_) return;
-      const bool keys = num_ahead_rows_ % 2 == 0;
-      const int64_t length = keys ? task_.key_length : task_.value_length;
-      const Element* from = cell_row(keys ? task_.k_cache : task_.v_cache, position, span_.first_kv_head, length);
-      const char* bytes = reinterpret_cast<const char*>(from);
-      const int64_t num_bytes = span_.num_kv_heads * length * static_cast<int64_t>(sizeof(Element));
-      // Not a function of its own: GCC 12 takes one that only prefetches for one without effects, and drops its calls.
-      for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(bytes + i, 0, kAheadLocality);
+    for (int64_t line = 0; line < ahead_lines_; ++line, ahead_ += 64) {
+      if (ahead_ >= ahead_end_ && !next_row_ahead()) return;
+      __builtin_prefetch(ahead_, 0, kAheadLocality);
     }
+  }
+
+  // Moves on to the next row of the next tile: keys and values of each position in turn. False at the end.
+  bool next_row_ahead() {
+    const int64_t position = ahead_tile_ + num_rows_ahead_ / 2;
+    if (num_rows_ahead_ == 2 * kTile || position >= row(span_.num_rows - 1)[2]) return false;
+    const bool keys = num_rows_ahead_++ % 2 == 0;
+    const int64_t length = keys ? task_.key_length : task_.value_length;
+    const Element* from = cell_row(keys ? task_.k_cache : task_.v_cache, position, span_.first_kv_head, length);
+    ahead_ = reinterpret_cast<const char*>(from);
+    ahead_end_ = ahead_ + span_.num_kv_heads * length * static_cast<int64_t>(sizeof(Element));
+    return true;
   }
 
   void load_keys(int64_t tile, Seen any) {
     const int64_t length = task_.key_length;
     for (int column = 0; column < kTile; column += 16) {
-      fetch_ahead();
       if (column + 16 <= any.first || column >= any.end) {
         for (int64_t d = 0; d < key_padded_; ++d) V::zero().store(keys_ + d * kTile + column);
         continue;
@@ -195,6 +206,7 @@ class SpanAttention {
       }
       int64_t d = 0;
       for (; d + 16 <= length; d += 16) {
+        fetch_ahead();
         const Element* parts[16];
         for (int i = 0; i < 16; ++i) parts[i] = rows[i] + d;
         V::transpose(parts, keys_ + d * kTile + column, kTile);
@@ -238,10 +250,9 @@ class SpanAttention {
         for (int c = 0; c < C; ++c) sums[r][c] = V::zero();
       }
       const float* keys = keys_ + column;
-      const int64_t step = (task_.key_length + 3) / 4;
-      for (int64_t begin = 0; begin < task_.key_length; begin += step) {
+      for (int64_t begin = 0; begin < task_.key_length; begin += kAheadStep) {
         fetch_ahead();
-        const int64_t end = begin + step < task_.key_length ? begin + step : task_.key_length;
+        const int64_t end = begin + kAheadStep < task_.key_length ? begin + kAheadStep : task_.key_length;
         for (int64_t d = begin; d < end; ++d, keys += kTile) {
           V key[C];
           for (int c = 0; c < C; ++c) key[c] = V::load(keys + 16 * c);
@@ -362,7 +373,9 @@ class SpanAttention {
   const int64_t group_, queries_per_head_, num_queries_, key_padded_, value_stride_;
   const int32_t* cells_;
   int64_t kv_head_ = 0, base_ = 0;
-  int64_t ahead_tile_ = 0, ahead_end_ = 0, num_ahead_calls_ = 0, num_ahead_rows_ = 0;
+  int64_t ahead_tile_ = 0, num_rows_ahead_ = 0;
+  const int64_t ahead_lines_;  // of each call
+  const char *ahead_ = nullptr, *ahead_end_ = nullptr;
   // Scratch. "sums" are weighted sums of values, "weights" the sums of weights, both relative to e^maximum; those of the
   // current chunk and, as total, those of the chunks before it.
   float *keys_, *values_, *scores_, *sums_, *total_sums_, *maxima_, *weights_, *total_maxima_, *total_weights_;

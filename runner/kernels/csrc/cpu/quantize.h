@@ -16,35 +16,34 @@ namespace shale {
 namespace {
 
 struct QuantizedBlock {
-  alignas(16) int8_t q[kBlock];
-  float scale;
-  int32_t half_sum[2];
+  alignas(32) int8_t q[kBlock] = {};
+  float scale = 0.0f;
+  int32_t half_sum[2] = {};
 };
 
 template <class V>
 inline QuantizedBlock quantize_block(const float* x) {
-  constexpr uint32_t kInfinity = 0x7f800000;
+  constexpr uint32_t kInfinity = 0x7f800000, kQuietNan = 0x7fc00000;
   constexpr float kSmallest = 0x1p-120f;  // 127 / kSmallest is finite
   const typename V::Floats low = V::load(x), high = V::load(x + 16);
-  const uint32_t low_max = V::max_magnitude(low), high_max = V::max_magnitude(high);
-  const uint32_t bits = low_max > high_max ? low_max : high_max;
+  const uint32_t bits = V::max_magnitude(low, high);
   const float max = std::bit_cast<float>(bits);
   QuantizedBlock block;
-  if (bits >= kInfinity || max < kSmallest) {
-    block = {};
-    block.scale = bits >= kInfinity ? std::bit_cast<float>(kInfinity | 1u << 22) : 0.0f;
-    return block;
+  if (bits >= kInfinity) {
+    block.scale = std::bit_cast<float>(kQuietNan);
+  } else if (max >= kSmallest) {
+    block.scale = max / 127.0f;
+    V::quantize(low, high, 127.0f / max, block.q, block.half_sum);
   }
-  const float inverse = 127.0f / max;
-  block.scale = max / 127.0f;
-  block.half_sum[0] = V::quantize16(low, inverse, block.q);
-  block.half_sum[1] = V::quantize16(high, inverse, block.q + 16);
   return block;
 }
 
+// Block b of the tile's t-th token.
 inline void store_block(const QuantizedBlock& block, int64_t b, int t, const Tile& tile) {
-  const int64_t at = b * tile.width + t, first = 2 * b * tile.width + t, second = first + tile.width;
-  for (int g = 0; g < 8; ++g) std::memcpy(tile.q + (8 * b + g) * tile.width + t, block.q + 4 * g, 4);
+  const int64_t width = tile.width, at = b * width + t, first = 2 * b * width + t, second = first + width;
+  int32_t* words = tile.q + 8 * b * width + t;
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) std::memcpy(words + g * width, block.q + 4 * g, 4);
   const int32_t sum = block.half_sum[0] + block.half_sum[1];
   tile.scale[at] = block.scale;
   tile.sum[at] = block.scale * static_cast<float>(sum);
@@ -57,14 +56,15 @@ inline void store_block(const QuantizedBlock& block, int64_t b, int t, const Til
 
 // x: (num_tokens, cols), the row of the tile's first token; cols a multiple of 32.
 template <class V>
-void quantize_tile(const float* x, int64_t cols, const Tile& tile) {
+void quantize_tile(const float* x, int64_t cols, const Tile& in_memory) {
+  const Tile tile = in_memory;  // a copy: stores through its pointers cannot change it
   const int64_t num_padded = num_padded_blocks(cols);
-  const QuantizedBlock zero{};
-  for (int64_t b = 0; b < num_padded; ++b) {
-    for (int t = 0; t < tile.width; ++t) {
-      const bool is_real = b < tile.num_blocks && t < tile.num_tokens;
-      store_block(is_real ? quantize_block<V>(x + t * cols + b * kBlock) : zero, b, t, tile);
-    }
+  for (int64_t b = 0; b < tile.num_blocks; ++b) {
+    for (int t = 0; t < tile.num_tokens; ++t) store_block(quantize_block<V>(x + t * cols + b * kBlock), b, t, tile);
+    for (int t = tile.num_tokens; t < tile.width; ++t) store_block({}, b, t, tile);
+  }
+  for (int64_t b = tile.num_blocks; b < num_padded; ++b) {
+    for (int t = 0; t < tile.width; ++t) store_block({}, b, t, tile);
   }
 }
 

@@ -147,26 +147,34 @@ struct Avx2 {
   }
   static Floats from_e8m0_half(const uint8_t* p) { return {widen_e8m0_half(p), widen_e8m0_half(p + 8)}; }
 
-  // Of 16 floats: the largest magnitude as the bits of a float (so that NaN wins), and the conversion to int8.
-  static uint32_t max_magnitude(Floats a) {
+  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both halves.
+  static __m256i magnitude(Floats a) {
     const __m256i mask = _mm256_set1_epi32(0x7fffffff);
-    const __m256i both = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a.low), mask),
-                                          _mm256_and_si256(_mm256_castps_si256(a.high), mask));
+    return _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a.low), mask),
+                            _mm256_and_si256(_mm256_castps_si256(a.high), mask));
+  }
+  static uint32_t max_magnitude(Floats low, Floats high) {
+    const __m256i both = _mm256_max_epi32(magnitude(low), magnitude(high));
     __m128i m = _mm_max_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
     return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1))));
   }
-  static int32_t quantize16(Floats a, float inverse_scale, int8_t* q) {
+  static __m256i to_int16(Floats a, __m256 inverse_scale) {
+    const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(a.low, inverse_scale));
+    const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(a.high, inverse_scale));
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+  }
+  static void quantize(Floats low, Floats high, float inverse_scale, int8_t* q, int32_t (&sums)[2]) {
     const __m256 factor = _mm256_set1_ps(inverse_scale);
-    const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(a.low, factor));
-    const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(a.high, factor));
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q),
-                     _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-    const __m256i both = _mm256_add_epi32(low, high);
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    const __m256i first = to_int16(low, factor), second = to_int16(high, factor);
+    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(first, second), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i pairs = _mm256_hadd_epi32(_mm256_madd_epi16(first, one), _mm256_madd_epi16(second, one));
+    pairs = _mm256_hadd_epi32(pairs, pairs);  // each 128 bits: first, second
+    const __m128i both = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    sums[0] = _mm_cvtsi128_si32(both);
+    sums[1] = _mm_extract_epi32(both, 1);
   }
 };
 

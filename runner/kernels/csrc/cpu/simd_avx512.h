@@ -79,14 +79,24 @@ struct Avx512Vnni {
     return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmple_epu32_mask(e, one), subnormal));
   }
 
-  // Of 16 floats: the largest magnitude as the bits of a float (so that NaN wins), and the conversion to int8.
-  static uint32_t max_magnitude(Floats a) {
-    return _mm512_reduce_max_epu32(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)));
+  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both halves.
+  static uint32_t max_magnitude(Floats low, Floats high) {
+    const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+    const __m512i a = _mm512_and_si512(_mm512_castps_si512(low), mask);
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(a, _mm512_and_si512(_mm512_castps_si512(high), mask)));
   }
-  static int32_t quantize16(Floats a, float inverse_scale, int8_t* q) {
-    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse_scale)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(rounded));
-    return _mm512_reduce_add_epi32(rounded);
+  static __m128i to_int8(Floats a, Floats inverse_scale) {
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse_scale)));
+  }
+  static void quantize(Floats low, Floats high, float inverse_scale, int8_t* q, int32_t (&sums)[2]) {
+    const __m512 factor = _mm512_set1_ps(inverse_scale);
+    const __m256i bytes = _mm256_set_m128i(to_int8(high, factor), to_int8(low, factor));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+    __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+    fours = _mm256_hadd_epi32(fours, fours);
+    fours = _mm256_hadd_epi32(fours, fours);
+    sums[0] = _mm256_cvtsi256_si32(fours);
+    sums[1] = _mm256_extract_epi32(fours, 4);
   }
 };
 

@@ -138,22 +138,22 @@ struct Portable {
     return each<Floats>([&](int i) { return e8m0_half_to_float(p[i]); });
   }
 
-  // Of 16 floats: the largest magnitude as the bits of a float (so that NaN wins), and the conversion to int8.
-  static uint32_t max_magnitude(const Floats& a) {
+  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both halves.
+  static uint32_t max_magnitude(const Floats& low, const Floats& high) {
     uint32_t largest = 0;
-    for (float value : a.v) {
-      const uint32_t bits = std::bit_cast<uint32_t>(value) & 0x7fffffff;
-      largest = bits > largest ? bits : largest;
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t a = std::bit_cast<uint32_t>(low.v[i]) & 0x7fffffff, b = std::bit_cast<uint32_t>(high.v[i]) & 0x7fffffff;
+      const uint32_t larger = a > b ? a : b;
+      largest = larger > largest ? larger : largest;
     }
     return largest;
   }
-  static int32_t quantize16(const Floats& a, float inverse_scale, int8_t* q) {
-    int32_t sum = 0;
-    for (int i = 0; i < 16; ++i) {
-      q[i] = static_cast<int8_t>(std::lrint(a.v[i] * inverse_scale));
-      sum += q[i];
+  static void quantize(const Floats& low, const Floats& high, float inverse_scale, int8_t* q, int32_t (&sums)[2]) {
+    for (int i = 0; i < 32; ++i) {
+      const float value = i < 16 ? low.v[i] : high.v[i - 16];
+      q[i] = static_cast<int8_t>(std::lrint(value * inverse_scale));
+      sums[i / 16] += q[i];
     }
-    return sum;
   }
 };
 
