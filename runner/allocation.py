@@ -1,4 +1,4 @@
-"""Takes the memory that a load request needs: on each device one slab for weights, one for the cache, one to work in."""
+"""Takes the memory that a load needs: on each device one slab for weights, one for the cache, one to work in."""
 
 from __future__ import annotations
 

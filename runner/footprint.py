@@ -66,7 +66,7 @@ PANEL_UNITS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "MXFP4": (128, 1088),
     }
 )
-"""Columns and bytes of the smallest piece of a 16-row panel (``kernels/csrc/cpu/quant_types.h``); float types have none."""
+"""Columns and bytes of the smallest piece of a 16-row panel (``csrc/cpu/quant_types.h``); float types have none."""
 
 CACHE_VALUE_BYTES = {"f16": 2, "f32": 4}
 

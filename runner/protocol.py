@@ -155,7 +155,7 @@ class SamplingOptions(Message):
 
 
 class CompletionRequest(Message):
-    """``prompt`` is text (special tokens are parsed, BOS added by the model's rule) or token ids (taken as they are)."""
+    """``prompt`` is text (special tokens parsed, BOS added by the model's rule) or token ids, taken as they are."""
 
     prompt: str | tuple[int, ...]
     options: SamplingOptions = SamplingOptions()
@@ -172,7 +172,7 @@ class CompletionRequest(Message):
 #   {"content": str, "tokens": [int], "logprobs": [TokenLogprob]}      any number of them, as text becomes certain
 #   {"done": true, "done_reason": "stop"|"length", "prompt_eval_count": int, "prompt_eval_cached": int,
 #    "prompt_eval_duration": ns, "eval_count": int, "eval_duration": ns, "prompt_tokens"?: [int],
-#    "stopped_by"?: str}                                                exactly one, last
+#    "stopped_by"?: str, "truncated"?: int}                             exactly one, last
 #   {"error": str}                                                     instead of the last, when the engine failed
 # TokenLogprob = {"id": int, "token": str, "bytes": [int], "logprob": float,
 #                 "top_logprobs": [{"id", "token", "bytes", "logprob"}]}

@@ -6,8 +6,6 @@ set and threads belong to the process: the instance made last decides for all.
 
 from __future__ import annotations
 
-from runner.footprint import NATIVE_TYPES
-from runner.ggml_types import TYPES
 from runner.footprint import stored_type
 from runner.ggml_types import TYPES
 from runner.kernels import _cpu
@@ -40,20 +38,6 @@ class FastKernels:
     def accepts(self, type_id: int) -> bool:
         return type_id in TYPES and stored_type(TYPES[type_id]) == TYPES[type_id]
 
-    pack = staticmethod(_cpu.pack)
-    linear = staticmethod(_cpu.linear)
-    embed = staticmethod(_cpu.embed)
-
-    def set_num_thread(self, num_thread: int) -> None:
-        """0: one for each usable core."""
-        if num_thread < 0:
-            raise ValueError(f"num_thread is {num_thread}; 0 or more is allowed")
-        _cpu.set_num_threads(num_thread or usable_cores())
-
-    def accepts(self, type_id: int) -> bool:
-        return TYPES[type_id].name in NATIVE_TYPES
-
-    packed_bytes = staticmethod(_cpu.packed_bytes)
     pack = staticmethod(_cpu.pack)
     linear = staticmethod(_cpu.linear)
     embed = staticmethod(_cpu.embed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,13 +99,9 @@ def test_unknown_tensors_are_refused_by_name(tiny_models: Callable[..., Path]) -
 
 
 def test_unknown_architectures_are_refused_with_the_known_ones() -> None:
-    class File:
-        architecture = "abacus"
-        metadata: dict[str, object] = {}
-        tensors: dict[str, object] = {}
-
+    file = SimpleNamespace(architecture="abacus", metadata={}, tensors={})
     with pytest.raises(UnknownArchitectureError, match="'abacus' is not known; known are: bert, gemma3, llama"):
-        read_spec(File())  # type: ignore[arg-type]
+        read_spec(file)  # type: ignore[arg-type]
 
 
 def test_converted_tensors_are_those_without_a_native_type(tiny_models: Callable[..., Path]) -> None:

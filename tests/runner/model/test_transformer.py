@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def logits_of(model: LoadedModel, tokens: list[int], cuts: tuple[int, ...] = ())
     assert sequence is not None
     logits = None
     edges = [0, *cuts, len(tokens)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         for at in range(start, stop, model.transformer.max_tokens):
             run = tokens[at : min(at + model.transformer.max_tokens, stop)]
             logits = model.transformer.forward(Batch.of([(sequence, run, "last")]))
