@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.protocol import LoadRequest, LoadResponse, Memory
@@ -23,18 +24,30 @@ class BringUp:
 
 
 async def bring_up(
-    started: Started, situation: Situation, estimate: Memory, clock: Clock, stall_timeout_s: float
+    started: Started,
+    situation: Situation,
+    estimate: Memory,
+    clock: Clock,
+    stall_timeout_s: float,
+    on_progress: Callable[[float], None] = lambda progress: None,
 ) -> BringUp:
-    """Waits for the process, loads the model and waits for its weights.
+    """Waits for the process, loads the model and waits for its weights, of which ``on_progress`` hears (0 … 1).
 
     Raises RunnerExitedError as soon as the process ends, LoadTimeoutError after ``stall_timeout_s`` without any
     progress (<= 0: never), and what ``scheduler.load`` raises. The process is not stopped here.
     """
-    return await started.process.while_alive(_bring_up(started, situation, estimate, clock, stall_timeout_s))
+    return await started.process.while_alive(
+        _bring_up(started, situation, estimate, clock, stall_timeout_s, on_progress)
+    )
 
 
 async def _bring_up(
-    started: Started, situation: Situation, estimate: Memory, clock: Clock, stall_timeout_s: float
+    started: Started,
+    situation: Situation,
+    estimate: Memory,
+    clock: Clock,
+    stall_timeout_s: float,
+    on_progress: Callable[[float], None],
 ) -> BringUp:
     client, last_words = started.client, started.process.last_words
 
@@ -49,5 +62,5 @@ async def _bring_up(
     launched = clock.monotonic()
     loaded = await load_model(post, situation, estimate)
     committed = clock.monotonic()
-    await wait_until(is_ready, client.health, clock, stall_timeout_s, last_words)
+    await wait_until(is_ready, client.health, clock, stall_timeout_s, last_words, on_progress)
     return BringUp(loaded, launched - begin, committed - launched, clock.monotonic() - committed)

@@ -160,8 +160,11 @@ async def wait_until(
     clock: Clock,
     stall_timeout_s: float,
     last_words: Callable[[], str],
+    on_progress: Callable[[float], None] = lambda progress: None,
 ) -> None:
     """Asks for the runner's health until ``is_reached``; any change of status or progress starts the timeout anew.
+
+    ``on_progress`` is called with the weights' progress (0 … 1) at each such change.
 
     Raises LoadTimeoutError after ``stall_timeout_s`` without a change (<= 0: never), LoadError if the runner says
     that it failed, and what ``health`` raises but TimeoutError (a runner that is busy may be late).
@@ -178,6 +181,7 @@ async def wait_until(
                 raise LoadError(found.message or last_words() or "model failed to load")
             if (found.status, found.progress) != (seen.status, seen.progress):
                 seen, changed_at = found, clock.monotonic()
+                on_progress(found.progress)
         if 0 < stall_timeout_s < clock.monotonic() - changed_at:
             raise LoadTimeoutError(seen.progress, last_words())
         await clock.sleep(pause_s)

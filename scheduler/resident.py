@@ -30,6 +30,18 @@ class RunningModel:
     """How long the request that got this waited: microseconds for a loaded model. In ``running()``: the load itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model in whatever state, at one moment. What is not known yet is None."""
+
+    model: ModelFile
+    state: str  # "loading" (also while it waits for its turn), "ready" or "stopping"
+    progress: float  # of its weights, 0 … 1
+    expires_at: datetime  # while it loads: as if it were ready now
+    num_ctx: int | None
+    running: RunningModel | None  # unless it is loading
+
+
 class State(Enum):
     WAITING = "waiting"  # for its turn to load
     LOADING = "loading"
@@ -50,6 +62,7 @@ class Resident:
         self.num_users = 0
         self.last_used_s = clock.monotonic()
         self.load_duration_ns = 0
+        self.progress = 0.0  # of its weights, 0 … 1
         self.started: Started | None = None
         self.header: ModelHeader | None = None  # set while LOADING, as are the next four
         self.request: LoadRequest | None = None
@@ -92,6 +105,9 @@ class Resident:
         self.num_users -= 1
         self.last_used_s = self._clock.monotonic()
 
+    def set_progress(self, progress: float) -> None:
+        self.progress = progress
+
     def cancel_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
@@ -111,6 +127,18 @@ class Resident:
             num_parallel=self.request.num_parallel,
             expires_at=expiry(self._clock.now(), max(0.0, self.keep_alive_s - idle_s)),
             load_duration_ns=self.load_duration_ns if load_duration_ns is None else load_duration_ns,
+        )
+
+    def describe(self) -> ModelState:
+        is_loading = self.state in (State.WAITING, State.LOADING)
+        running = None if is_loading else self.snapshot()
+        return ModelState(
+            model=self.model,
+            state="loading" if is_loading else "ready" if self.is_usable else "stopping",
+            progress=self.progress if is_loading else 1.0,
+            expires_at=running.expires_at if running else expiry(self._clock.now(), max(0.0, self.keep_alive_s)),
+            num_ctx=self.request.num_ctx if self.request else None,
+            running=running,
         )
 
 

@@ -32,11 +32,11 @@ from scheduler.keep_alive import FOREVER_S
 from scheduler.layout import LayoutRules
 from scheduler.load import Situation
 from scheduler.options import LoadOptions, ModelFile, ModelHeader, merge, needs_reload, resolve
-from scheduler.resident import Resident, RunningModel, State, choose_victim
+from scheduler.resident import ModelState, Resident, RunningModel, State, choose_victim
 from scheduler.settings import SchedulerSettings
 from scheduler.spawn import Spawn, spawn_runner
 
-__all__ = ["LoadOptions", "ModelFile", "RunningModel", "Scheduler", "SchedulerSettings"]
+__all__ = ["LoadOptions", "ModelFile", "ModelState", "RunningModel", "Scheduler", "SchedulerSettings"]
 
 LOG = logging.getLogger("scheduler")
 
@@ -117,6 +117,10 @@ class Scheduler:
         """The loaded models, the one that stays longest first."""
         found = [r.snapshot() for r in self._residents.values() if r.is_usable]
         return sorted(found, key=lambda running: running.expires_at, reverse=True)
+
+    def residents(self) -> list[ModelState]:
+        """Every model that is loading, loaded or stopping, the one that stays longest first."""
+        return sorted((r.describe() for r in self._residents.values()), key=lambda each: each.expires_at, reverse=True)
 
     async def close(self) -> None:
         """Stops every runner, whatever it is doing. ``acquire`` refuses from now on."""
@@ -207,7 +211,7 @@ class Scheduler:
             resident.timer = self._clock.call_later(resident.keep_alive_s, lambda: self._expire(resident))
 
     def _expire(self, resident: Resident) -> None:
-        if resident.state is State.READY and resident.is_idle:
+        if resident.state is State.READY:
             LOG.info("%s was not used for %g s", resident.model.name, resident.keep_alive_s)
             self._retire(resident)
 
@@ -271,7 +275,9 @@ class Scheduler:
     async def _start(self, resident: Resident, situation: Situation, estimate: Memory) -> None:
         started = resident.started = await self._spawn(resident.model, self._settings)
         try:
-            up = await bring_up(started, situation, estimate, self._clock, self._settings.load_timeout_s)
+            up = await bring_up(
+                *(started, situation, estimate, self._clock, self._settings.load_timeout_s), resident.set_progress
+            )
         except LayoutError:
             resident.started = None
             await started.stop()

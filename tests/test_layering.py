@@ -28,8 +28,9 @@ FLOORS = {
         ("runner.__main__",),
     ),
     "scheduler": (
-        ("scheduler.", "scheduler.sizes", "scheduler.clock", "scheduler.errors", "scheduler.settings",
-         "scheduler.stream", "scheduler.environment", "scheduler.last_words", "scheduler.keep_alive"),
+        ("scheduler.", "scheduler.sizes", "scheduler.clock", "scheduler.events", "scheduler.errors",
+         "scheduler.settings", "scheduler.stream", "scheduler.environment", "scheduler.last_words",
+         "scheduler.keep_alive"),
         ("scheduler.devices", "scheduler.options", "scheduler.estimate"),
         ("scheduler.layout", "scheduler.process", "scheduler.client", "scheduler.spawn"),
         ("scheduler.load", "scheduler.resident", "scheduler.bring_up"),

@@ -1,4 +1,4 @@
-"""What kernel tests run with: instruction sets and thread counts, which belong to the process and so are set by each."""
+"""What kernel tests run with: instruction sets and threads, which belong to the process, so every test sets them."""
 
 from __future__ import annotations
 

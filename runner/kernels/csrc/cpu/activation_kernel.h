@@ -19,7 +19,8 @@ void swiglu(const float* gate, const float* up, float* out, int64_t n) {
   });
 }
 
-// out = gelu(gate) * up with the tanh approximation, 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+// out = gelu(gate) * up with the tanh approximation, 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x +
+// 0.044715 x^3)
 template <class V>
 void geglu(const float* gate, const float* up, float* out, int64_t n) {
   constexpr float kLinear = 1.59576912f, kCubic = 0.0713548163f;  // 2 sqrt(2 / pi), and that times 0.044715

@@ -41,9 +41,8 @@ Array::Array(const char* name, nb::handle object, Access access) : name_(name), 
         (std::string(name) + " is a " + Py_TYPE(object.ptr())->tp_name + "; a NumPy array is needed").c_str());
   }
   const nb::python_error error;
-  throw nb::value_error((std::string(name) + " must be a C-contiguous" +
-                         (access == Access::write ? ", writable" : "") + " array: " +
-                         nb::str(error.value()).c_str())
+  throw nb::value_error((std::string(name) + " must be a C-contiguous" + (access == Access::write ? ", writable" : "") +
+                         " array: " + nb::str(error.value()).c_str())
                             .c_str());
 }
 

@@ -1,7 +1,7 @@
 // NumPy arrays as arguments: a checked view through the buffer protocol.
 //
-// nanobind's ndarray costs 160 ns an argument and answers a wrong dtype or shape with a TypeError that lists signatures;
-// this takes 65 ns and says what was found and what is allowed.
+// nanobind's ndarray costs 160 ns an argument and answers a wrong dtype or shape with a TypeError that lists
+// signatures; this takes 65 ns and says what was found and what is allowed.
 #pragma once
 
 #include <nanobind/nanobind.h>

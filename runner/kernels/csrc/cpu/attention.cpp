@@ -12,8 +12,8 @@
 namespace shale {
 namespace {
 
-// Query vectors (rows x heads of a group) that share one transposed tile of keys. More amortise the transposition better,
-// until queries, scores and sums leave the L2 cache: 128 vectors of 64 take 130 KiB.
+// Query vectors (rows x heads of a group) that share one transposed tile of keys. More amortise the transposition
+// better, until queries, scores and sums leave the L2 cache: 128 vectors of 64 take 130 KiB.
 constexpr int64_t kBlockFloats = 8192;
 // Below this many multiply-adds the whole call takes less than about 5 us, what waking a thread costs.
 constexpr int64_t kMinParallelProducts = 1 << 18;
@@ -92,8 +92,8 @@ void prepare_partials(AttentionTask& task, const std::vector<Block>& blocks, std
   task.partials = partials.data();
 }
 
-// Spans of a block of few rows have as many heads as leave enough pieces: the caches are then read in long runs, at twice
-// the speed of rows of single heads. With many rows the work hides the memory, and one head fills the L2 cache.
+// Spans of a block of few rows have as many heads as leave enough pieces: the caches are then read in long runs, at
+// twice the speed of rows of single heads. With many rows the work hides the memory, and one head fills the L2 cache.
 std::vector<AttentionSpan> spans_of(const AttentionTask& task, const std::vector<Block>& blocks, bool by_chunk,
                                     int64_t num_pieces) {
   int64_t num_units = 0;
@@ -104,7 +104,8 @@ std::vector<AttentionSpan> spans_of(const AttentionTask& task, const std::vector
   for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
     const int64_t num_heads = block->num_rows * task.group <= kFewQueries ? shared_heads : 1;
     const int64_t step = by_chunk ? 1 : std::max<int64_t>(1, block->num_chunks());
-    for (int64_t chunk = block->first_chunk; chunk < std::max(block->end_chunk, block->first_chunk + 1); chunk += step) {
+    for (int64_t chunk = block->first_chunk; chunk < std::max(block->end_chunk, block->first_chunk + 1);
+         chunk += step) {
       for (int64_t head = 0; head < task.num_kv_heads; head += num_heads) {
         spans.push_back({block->first_row, block->num_rows, head, std::min(num_heads, task.num_kv_heads - head), chunk,
                          std::min(chunk + step, block->end_chunk)});

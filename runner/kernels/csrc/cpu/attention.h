@@ -6,23 +6,23 @@
 
 namespace shale {
 
-// A tile is 64 positions and a chunk 16 tiles, both at fixed absolute positions: tile j holds positions 64 j ... 64 j + 63.
-// The softmax runs over the tiles of a chunk; the chunks of a row, each begun afresh, are merged in ascending order. Chunks
-// are what lets several threads share one long row and still give the bits that one thread gives.
+// A tile is 64 positions and a chunk 16 tiles, both at fixed absolute positions: tile j holds positions 64 j ... 64 j
+// + 63. The softmax runs over the tiles of a chunk; the chunks of a row, each begun afresh, are merged in ascending
+// order. Chunks are what lets several threads share one long row and still give the bits that one thread gives.
 inline constexpr int64_t kTile = 64;
 inline constexpr int64_t kChunk = 16 * kTile;
 
-// One call. T rows (tokens), grouped-query heads: head h reads key-value head h / group. Plain data, without functions: it
-// is shared by the translation units of all instruction sets (isa.h says why).
+// One call. T rows (tokens), grouped-query heads: head h reads key-value head h / group. Plain data, without functions:
+// it is shared by the translation units of all instruction sets (isa.h says why).
 struct AttentionTask {
-  const float* q;         // (T, num_heads, key_length)
-  const void* k_cache;    // (cells, num_kv_heads, key_length) float or half
-  const void* v_cache;    // (cells, num_kv_heads, value_length), the same type
-  const int32_t* cells;   // position p of a row's sequence lies in cell cells[rows[t][0] + p]
-  const int32_t* rows;    // (T, 3): offset into cells, first position seen, end of the positions seen
+  const float* q;        // (T, num_heads, key_length)
+  const void* k_cache;   // (cells, num_kv_heads, key_length) float or half
+  const void* v_cache;   // (cells, num_kv_heads, value_length), the same type
+  const int32_t* cells;  // position p of a row's sequence lies in cell cells[rows[t][0] + p]
+  const int32_t* rows;   // (T, 3): offset into cells, first position seen, end of the positions seen
   int64_t num_rows, num_heads, num_kv_heads, key_length, value_length;
-  float scale, softcap;   // softcap 0: none
-  float* out;             // (T, num_heads, value_length)
+  float scale, softcap;  // softcap 0: none
+  float* out;            // (T, num_heads, value_length)
 
   int64_t group;         // num_heads / num_kv_heads
   int64_t value_stride;  // of sums: value_length padded to whole vectors

@@ -1,21 +1,23 @@
 // Attention of one span (attention.h): softmax(softcap(q k^T scale)) v over the positions that each row sees.
 //
-// Layout: as AttentionTask says; no alignment needed. Work goes tile by tile (64 positions): the tile's keys are transposed
-// once to float [key_length][64], its values widened once to float [64][value_stride]; both serve every query vector of the
-// span, that is all heads of the group times all rows. Bytes: each key and value of the cache is read once per span.
-// Operations: 2 (key_length + value_length) a query vector and position, and an exponential.
+// Layout: as AttentionTask says; no alignment needed. Work goes tile by tile (64 positions): the tile's keys are
+// transposed once to float [key_length][64], its values widened once to float [64][value_stride]; both serve every
+// query vector of the span, that is all heads of the group times all rows. Bytes: each key and value of the cache is
+// read once per span. Operations: 2 (key_length + value_length) a query vector and position, and an exponential.
 //
-// Rounding: a score is a chain of fused multiply-adds ascending over the key's dimension, in the lane of its position, then
-// times scale, then the cap. Each tile: maximum of its visible scores; weights e^(score - running maximum); their sum as
-// (v0 + v1) + (v2 + v3) over the tile's four vectors, lanes as a tree; sums = sums * e^(old - new maximum); then a chain of
-// fused multiply-adds ascending over the visible positions. A row's operations depend on what the row sees and on nothing
-// else in the call.
+// Rounding: a score is a chain of fused multiply-adds ascending over the key's dimension, in the lane of its position,
+// then times scale, then the cap. Each tile: maximum of its visible scores; weights e^(score - running maximum); their
+// sum as (v0 + v1) + (v2 + v3) over the tile's four vectors, lanes as a tree; sums = sums * e^(old - new maximum); then
+// a chain of fused multiply-adds ascending over the visible positions. A row's operations depend on what the row sees
+// and on nothing else in the call.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "attention.h"
+#include "attention_merge.h"
+#include "register_tile.h"
 #include "vector_math.h"
 
 namespace shale {
@@ -23,34 +25,9 @@ namespace shale {
 inline constexpr int64_t kTileVectors = kTile / 16;
 // Dimensions or positions of work between two calls of fetch_ahead.
 inline constexpr int kAheadStep = 8;
+// Into the L2 cache: the rows of a head lie a power of two apart, so they would evict one another from the L1 cache.
 inline constexpr int kAheadLocality = 2;
 inline constexpr float kInfinity = __builtin_inff();
-
-// Calls f<R>() with the template argument R = n, for n in [1, R].
-template <int R, class F>
-inline void with_constant(int n, F&& f) {
-  if constexpr (R > 1) {
-    if (n < R) return with_constant<R - 1>(n, f);
-  }
-  f.template operator()<R>();
-}
-
-// Splits [0, n) into runs of at most V::kTileRows, as even as possible: f(first, count).
-template <class V, class F>
-inline void for_row_groups(int64_t n, F&& f) {
-  const int64_t num_groups = (n + V::kTileRows - 1) / V::kTileRows;
-  for (int64_t g = 0; g < num_groups; ++g) {
-    const int64_t first = n * g / num_groups;
-    f(first, static_cast<int>(n * (g + 1) / num_groups - first));
-  }
-}
-
-// Where a span of one chunk leaves its share for merge_chunks.
-template <class V>
-inline float* partial_of(const AttentionTask& task, int64_t row, int64_t head, int64_t chunk) {
-  const int64_t index = (row * task.num_heads + head) * task.num_chunks + chunk - task.first_chunk;
-  return task.partials + index * (task.value_stride + 2);
-}
 
 // V is the instruction set's vector, Element the cache's: float or uint16_t (half).
 template <class V, class Element>
@@ -114,8 +91,8 @@ class SpanAttention {
     return tile + queries_per_head_ * kTile + num_queries_ * (2 * value_stride_ + 4) + 8 * 16;
   }
   const int32_t* row(int64_t r) const { return task_.rows + 3 * (span_.first_row + r); }
-  // Query vectors are numbered by key-value head, row, head of the group. Inside a tile, they are those of the key-value
-  // head that is being worked on, kv_head_, and the vector's number of all is base_ more.
+  // Query vectors are numbered by key-value head, row, head of the group. Inside a tile, they are those of the
+  // key-value head that is being worked on, kv_head_, and the vector's number of all is base_ more.
   int64_t row_of(int64_t i) const { return i % queries_per_head_ / group_; }
   int64_t head_of(int64_t i) const {
     return (span_.first_kv_head + i / queries_per_head_) * group_ + i % queries_per_head_ % group_;
@@ -155,9 +132,8 @@ class SpanAttention {
   }
 
   void attend_head(int64_t tile, int64_t first, int64_t count) {
-    for_row_groups<V>(count, [&](int64_t at, int n) {
-      with_constant<V::kTileRows>(n, [&]<int R>() { score<R>(first + at); });
-    });
+    for_row_groups<V>(
+        count, [&](int64_t at, int n) { with_constant<V::kTileRows>(n, [&]<int R>() { score<R>(first + at); }); });
     for (int64_t i = first; i < first + count; ++i) {
       const Seen s = seen(i / group_, tile);
       if (!s.none()) weigh(i, s);
@@ -169,10 +145,10 @@ class SpanAttention {
     return static_cast<const Element*>(cache) + (cells_[position] * task_.num_kv_heads + kv_head) * length;
   }
 
-  // Asks the memory for the next tile while this one is worked on: rows lie too far apart for the hardware to foresee them.
-  // Called often, for a few lines each time, because a core has few (10 to 16) requests under way; each head of the span
-  // asks for its share of the lines, in long runs over all heads. (Not split further: GCC 12 takes a function that only
-  // prefetches for one without effects, and drops its calls.)
+  // Asks the memory for the next tile while this one is worked on: rows lie too far apart for the hardware to foresee
+  // them. Called often, for a few lines each time, because a core has few (10 to 16) requests under way; each head of
+  // the span asks for its share of the lines, in long runs over all heads. (Not split further: GCC 12 takes a function
+  // that only prefetches for one without effects, and drops its calls.)
   void fetch_ahead() {
     for (int64_t line = 0; line < ahead_lines_; ++line, ahead_ += 64) {
       if (ahead_ >= ahead_end_ && !next_row_ahead()) return;
@@ -376,31 +352,10 @@ class SpanAttention {
   int64_t ahead_tile_ = 0, num_rows_ahead_ = 0;
   const int64_t ahead_lines_;  // of each call
   const char *ahead_ = nullptr, *ahead_end_ = nullptr;
-  // Scratch. "sums" are weighted sums of values, "weights" the sums of weights, both relative to e^maximum; those of the
-  // current chunk and, as total, those of the chunks before it.
+  // Scratch. "sums" are weighted sums of values, "weights" the sums of weights, both relative to e^maximum; those of
+  // the current chunk and, as total, those of the chunks before it.
   float *keys_, *values_, *scores_, *sums_, *total_sums_, *maxima_, *weights_, *total_maxima_, *total_weights_;
 };
-
-// Adds a chunk's share to the total of the chunks before it.
-template <class V>
-inline void merge_share(float& total_maximum, float& total_weight, float* total_sums, float maximum, float weight,
-                        const float* sums, int64_t n) {
-  const float highest = maximum > total_maximum ? maximum : total_maximum;
-  const V fade = exp_nonpositive(V::set(total_maximum - highest)), share = exp_nonpositive(V::set(maximum - highest));
-  total_maximum = highest;
-  total_weight = total_weight * fade.max() + weight * share.max();
-  for (int64_t d = 0; d < n; d += 16) {
-    V::fma(V::load(sums + d), share, V::load(total_sums + d) * fade).store(total_sums + d);
-  }
-}
-
-template <class V>
-inline void write_quotient(const float* sums, float weight, float* out, int64_t n) {
-  const V inverse = V::set(1.0f / weight);
-  int64_t d = 0;
-  for (; d + 16 <= n; d += 16) (V::load(sums + d) * inverse).store(out + d);
-  if (d < n) (V::load(sums + d) * inverse).store_first(out + d, static_cast<int>(n - d));
-}
 
 template <class V, class Element>
 void SpanAttention<V, Element>::merge_chunk(int64_t chunk) {
@@ -436,23 +391,6 @@ void SpanAttention<V, Element>::write_rows() {
 template <class V, class Element>
 void attend(const AttentionTask& task, const AttentionSpan& span) {
   SpanAttention<V, Element>(task, span).run();
-}
-
-// The output of one row and head from the partials of its chunks.
-template <class V>
-void merge_chunks(const AttentionTask& task, int64_t row, int64_t head) {
-  const int64_t first = task.rows[3 * row + 1], end = task.rows[3 * row + 2];
-  float* out = task.out + (row * task.num_heads + head) * task.value_length;
-  if (first >= end) {
-    std::memset(out, 0, static_cast<std::size_t>(task.value_length) * sizeof(float));
-    return;
-  }
-  float* total = partial_of<V>(task, row, head, first / kChunk);
-  for (int64_t chunk = first / kChunk + 1; chunk * kChunk < end; ++chunk) {
-    const float* share = partial_of<V>(task, row, head, chunk);
-    merge_share<V>(total[0], total[1], total + 2, share[0], share[1], share + 2, task.value_stride);
-  }
-  write_quotient<V>(total + 2, total[1], out, task.value_length);
 }
 
 }  // namespace shale

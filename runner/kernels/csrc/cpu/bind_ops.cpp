@@ -1,5 +1,5 @@
-// Python bindings of everything but the matrix products. Each checks its arrays, releases the GIL when the work is worth
-// it and splits the work by rows. runner/kernels/__init__.py documents the operations.
+// Python bindings of everything but the matrix products. Each checks its arrays, releases the GIL when the work is
+// worth it and splits the work by rows. runner/kernels/__init__.py documents the operations.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -107,9 +107,8 @@ void bound_add(nb::handle x_, nb::handle delta_) {
   const Array x("x", x_, Access::write), delta("delta", delta_, Access::read);
   require_floats(x, {kAny, kAny});
   require_floats(delta, {x.size(0), x.size(1)});
-  split(x.num_elements(), 1, [&](int64_t first, int64_t count) {
-    ops().add(x.data<float>() + first, delta.data<float>() + first, count);
-  });
+  split(x.num_elements(), 1,
+        [&](int64_t first, int64_t count) { ops().add(x.data<float>() + first, delta.data<float>() + first, count); });
 }
 
 // ---- positions and the cache: (T, heads, dim)
@@ -236,9 +235,8 @@ void bound_gelu(nb::handle x_, nb::handle out_) {
   const Array x("x", x_, Access::read), out("out", out_, Access::write);
   require_floats(x, {kAny, kAny});
   require_floats(out, {x.size(0), x.size(1)});
-  split(x.num_elements(), 1, [&](int64_t first, int64_t count) {
-    ops().gelu(x.data<float>() + first, out.data<float>() + first, count);
-  });
+  split(x.num_elements(), 1,
+        [&](int64_t first, int64_t count) { ops().gelu(x.data<float>() + first, out.data<float>() + first, count); });
 }
 
 // ---- logits: (V,)

@@ -92,7 +92,8 @@ void set_isa(std::string_view name) {
     if (row.name == name) return active().store(row.isa, std::memory_order_relaxed);
     known += known.empty() ? row.name : std::string(", ") + row.name;
   }
-  throw std::invalid_argument("instruction set '" + std::string(name) + "' is not available; this machine has " + known);
+  throw std::invalid_argument("instruction set '" + std::string(name) + "' is not available; this machine has " +
+                              known);
 }
 
 }  // namespace shale

@@ -6,7 +6,8 @@
 //   avxvnni     avx2 and AVX-VNNI
 //   avx512vnni  avx2 and AVX-512 F BW DQ VL VNNI
 // An inline function that two such units share must live in an anonymous namespace or in a namespace (or template
-// argument) of its own instruction set: the linker keeps one copy of any other, perhaps one that this machine cannot run.
+// argument) of its own instruction set: the linker keeps one copy of any other, perhaps one that this machine cannot
+// run.
 #pragma once
 
 #include <string>

@@ -47,15 +47,17 @@ struct Pass {
 
 template <class V, class Q>
 void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales>& pass) {
-  constexpr int kUnitFloats = Q::unit_blocks * Q::scales * kPanelRows, kPlaneBytes = plane_bytes(Q::planes);
+  constexpr int kUnitScales = Q::unit_blocks * Q::scales, kPlaneBytes = plane_bytes(Q::planes);
   uint8_t* codes = pass.panel_codes(i);
   float *scale = pass.panel_scale(i), *minimum = pass.panel_minimum(i);
   panel += pass.first_block / Q::unit_blocks * Q::unit_bytes;
   for (int64_t b = 0; b < pass.num_blocks; b += Q::unit_blocks, panel += Q::unit_bytes) {
     prefetch_ahead<Q::header>(panel);
-    UnitScales<V, Q>::read(panel, scale, minimum);
-    scale += kUnitFloats;
-    minimum += kUnitFloats;
+    const UnitScales<V, Q> scales(panel);
+    for (int s = 0; s < kUnitScales; ++s, scale += kPanelRows, minimum += kPanelRows) {
+      V::store(scale, scales.scale(s));
+      if constexpr (Q::has_minimum) V::store(minimum, scales.minimum(s));
+    }
 #pragma GCC unroll 1
     for (int j = 0; j < Q::unit_blocks; ++j, codes += 8 * kLine) {
       const uint8_t* planes = panel + Q::header + j * kPlaneBytes;
@@ -121,12 +123,11 @@ void multiply_tile(const Product& product, const Pass<F::scales>& pass, int i, i
   typename V::Floats f[R][T];
 #pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
-    const int64_t row = (panel + r) * kPanelRows;
-    const float* out = product.out + tile.first_token * product.rows + row;
+    const float* out = product.out + tile.first_token * product.rows + (panel + r) * kPanelRows;
+    const int64_t num_rows = num_rows_of_panel(product, panel + r);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      f[r][t] = pass.is_first || t >= tile.num_tokens ? V::zero()
-                                                      : V::load_rows(out + t * product.rows, product.rows - row);
+      f[r][t] = pass.is_first || t >= tile.num_tokens ? V::zero() : V::load_rows(out + t * product.rows, num_rows);
     }
   }
   for (int64_t b = 0; b < pass.num_blocks; ++b) {

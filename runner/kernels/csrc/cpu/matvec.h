@@ -33,15 +33,18 @@ struct TileBlock {
         count(tile.count + b * T), half_count(tile.half_count + b * 2 * T) {}
 };
 
+// The unit's b-th block, unpacked to w.
 template <class V, class Q, int T>
-inline void add_block(const typename V::Bytes (&w)[8], const float* scale, const float* minimum, const TileBlock<T>& x,
+inline void add_block(const typename V::Bytes (&w)[8], const UnitScales<V, Q>& scales, int b, const TileBlock<T>& x,
                       typename V::Floats (&f)[T]) {
   constexpr int kGroups = 8 / Q::scales;
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    const typename V::Floats x_scale = V::broadcast(x.scale[t]);
 #pragma GCC unroll 2
-    for (int s = 0; s < Q::scales; ++s) {
+  for (int s = 0; s < Q::scales; ++s) {
+    const typename V::Floats scale = scales.scale(b * Q::scales + s);
+    typename V::Floats minimum;
+    if constexpr (Q::has_minimum) minimum = scales.minimum(b * Q::scales + s);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
       const int32_t* count = (Q::scales == 2 ? x.half_count + s * T : x.count) + t;
       typename V::Ints dot = V::zero_ints();
       if constexpr (correction_shift<V, Q> != kNoOffset) dot = V::broadcast_shifted(count, correction_shift<V, Q>);
@@ -49,10 +52,10 @@ inline void add_block(const typename V::Bytes (&w)[8], const float* scale, const
       for (int g = s * kGroups; g < (s + 1) * kGroups; ++g) {
         dot = V::template dot<Q::wide>(dot, w[g], V::broadcast_word(x.q + g * T + t));
       }
-      f[t] = V::add_product(V::to_float(dot), V::mul(V::load(scale + 16 * s), x_scale), f[t]);
+      f[t] = V::add_product(V::to_float(dot), V::mul(scale, V::broadcast(x.scale[t])), f[t]);
       if constexpr (Q::has_minimum) {
         const float x_sum = (Q::scales == 2 ? x.half_sum + s * T : x.sum)[t];
-        f[t] = V::sub_product(V::load(minimum + 16 * s), V::broadcast(x_sum), f[t]);
+        f[t] = V::sub_product(minimum, V::broadcast(x_sum), f[t]);
       }
     }
   }
@@ -60,29 +63,30 @@ inline void add_block(const typename V::Bytes (&w)[8], const float* scale, const
 
 template <class V, class Q, int T>
 inline void multiply_panel_directly(const uint8_t* panel, int64_t num_units, const Tile& tile, typename V::Floats (&f)[T]) {
-  constexpr int kScales = Q::unit_blocks * Q::scales * kPanelRows;
   constexpr int kPlaneBytes = plane_bytes(Q::planes);
-  alignas(kLine) float scale[kScales], minimum[Q::has_minimum ? kScales : 1];
   for (int64_t u = 0; u < num_units; ++u, panel += Q::unit_bytes) {
     prefetch_ahead<Q::header>(panel);
-    UnitScales<V, Q>::read(panel, scale, minimum);
+    const UnitScales<V, Q> scales(panel);
 #pragma GCC unroll 1
     for (int b = 0; b < Q::unit_blocks; ++b) {
       const uint8_t* planes = panel + Q::header + b * kPlaneBytes;
       prefetch_ahead<kPlaneBytes>(planes);
       typename V::Bytes w[8];
       read_block<V, Q>(planes, w);
-      constexpr int kStep = Q::scales * kPanelRows;
-      add_block<V, Q, T>(w, scale + b * kStep, Q::has_minimum ? minimum + b * kStep : nullptr,
-                         TileBlock<T>(tile, u * Q::unit_blocks + b), f);
+      add_block<V, Q, T>(w, scales, b, TileBlock<T>(tile, u * Q::unit_blocks + b), f);
     }
   }
+}
+
+inline int64_t num_rows_of_panel(const Product& product, int64_t panel) {
+  const int64_t left = product.rows - panel * kPanelRows;
+  return left < kPanelRows ? left : kPanelRows;
 }
 
 template <class V, int T>
 inline void store_results(const Product& product, int64_t panel, int64_t first_token, int num_tokens,
                           const typename V::Floats (&f)[T]) {
-  const int64_t row = panel * kPanelRows, num_rows = product.rows - row;
+  const int64_t row = panel * kPanelRows, num_rows = num_rows_of_panel(product, panel);
   const typename V::Floats bias = product.bias ? V::load_rows(product.bias + row, num_rows) : V::zero();
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {

@@ -1,8 +1,9 @@
 // Normalisations of rows, and the sum of two arrays.
 //
-// Layout: x, out, delta, residual (rows, dim), weight, bias (dim), all contiguous, no alignment needed; weight and bias may
-// be null (1 and 0). Per element: rms_norm reads 8 and writes 4 bytes in two passes over a row that stays in the L1 cache,
-// 4 operations; layer_norm has a third pass. Rounding: float32; the order of every sum is sum_row's and depends on dim only.
+// Layout: x, out, delta, residual (rows, dim), weight, bias (dim), all contiguous, no alignment needed; weight and bias
+// may be null (1 and 0). Per element: rms_norm reads 8 and writes 4 bytes in two passes over a row that stays in the L1
+// cache, 4 operations; layer_norm has a third pass. Rounding: float32; the order of every sum is sum_row's and depends
+// on dim only.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The kernels of one instruction set as a table. Every function works on one thread, on whole rows or a range of elements;
-// who calls it splits the work. Sizes are in elements, strides in elements of the array they belong to.
+// The kernels of one instruction set as a table. Every function works on one thread, on whole rows or a range of
+// elements; who calls it splits the work. Sizes are in elements, strides in elements of the array they belong to.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,8 @@ struct OpTable {
   void (*attend_float)(const AttentionTask& task, const AttentionSpan& span);
   void (*merge_chunks)(const AttentionTask& task, int64_t row, int64_t head);
   // sample_kernel.h
-  int64_t (*find_greater)(const float* x, int64_t* position, int64_t end, float threshold, int32_t* found, int64_t room);
+  int64_t (*find_greater)(const float* x, int64_t* position, int64_t end, float threshold, int32_t* found,
+                          int64_t room);
   float (*max_value)(const float* x, int64_t n);
   double (*sum_exp)(const float* x, int64_t n, float max);
 };

@@ -1,8 +1,10 @@
-// Fills an OpTable with the kernels over one vector type. Included by the translation unit of each instruction set only.
+// Fills an OpTable with the kernels over one vector type. Included by the translation unit of each instruction set
+// only.
 #pragma once
 
 #include "activation_kernel.h"
 #include "attention_kernel.h"
+#include "attention_merge.h"
 #include "norm_kernel.h"
 #include "ops.h"
 #include "rope_kernel.h"

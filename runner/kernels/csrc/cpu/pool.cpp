@@ -15,9 +15,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a worker spins for the next job before it sleeps. The calls of one forward pass follow each other within a few
-// microseconds, a sleeping worker answers after about 40: spinning this long keeps workers hot inside a pass and lets them
-// sleep between requests.
+// How long a worker spins for the next job before it sleeps. The calls of one forward pass follow each other within a
+// few microseconds, a sleeping worker answers after about 40: spinning this long keeps workers hot inside a pass and
+// lets them sleep between requests.
 constexpr auto kSpin = std::chrono::microseconds(80);
 // How long the caller spins for a worker that joined. It then sleeps, which frees its core for that worker.
 constexpr auto kJoinedSpin = std::chrono::microseconds(50);

@@ -1,13 +1,13 @@
 // Thread pool whose jobs are joined, never awaited.
 //
-// A job is a number of pieces behind one atomic counter, so any number of threads can run it. A worker *joins* a job that
-// is open; the caller works too, closes the job when no piece is left and waits only for the workers that joined. A worker
-// that the operating system does not run (busy machine) therefore delays nobody: a pool that waits for every worker fell
-// to 2.4 GB/s of weights with one foreign busy process where this one keeps 18-27.
+// A job is a number of pieces behind one atomic counter, so any number of threads can run it. A worker *joins* a job
+// that is open; the caller works too, closes the job when no piece is left and waits only for the workers that joined.
+// A worker that the operating system does not run (busy machine) therefore delays nobody: a pool that waits for every
+// worker fell to 2.4 GB/s of weights with one foreign busy process where this one keeps 18-27.
 //
-// Workers start at the first job that needs them, spin for kSpin after a job, then sleep until the next: an idle process
-// uses no CPU time. Calls from several threads queue behind a mutex; a run inside a piece runs inline. After fork() the
-// child has a fresh pool of the same size.
+// Workers start at the first job that needs them, spin for kSpin after a job, then sleep until the next: an idle
+// process uses no CPU time. Calls from several threads queue behind a mutex; a run inside a piece runs inline. After
+// fork() the child has a fresh pool of the same size.
 #pragma once
 
 #include <atomic>
@@ -29,13 +29,13 @@ class Pool {
   // Threads that take part in a job, the caller among them.
   int size() const noexcept { return size_.load(std::memory_order_relaxed); }
 
-  // Waits for a running job, then ends the workers; new ones start with the next job. Clamped to 1 ... kMaxSize. Must not
-  // be called from inside a piece.
+  // Waits for a running job, then ends the workers; new ones start with the next job. Clamped to 1 ... kMaxSize. Must
+  // not be called from inside a piece.
   void resize(int size);
 
-  // Runs f(piece, worker) once for every piece in [0, num_pieces), in any order, and returns when all are done. `worker`
-  // is in [0, size()) and no two threads inside f have the same: it may index scratch memory. f must not throw (that
-  // ends the process) and must not take the GIL.
+  // Runs f(piece, worker) once for every piece in [0, num_pieces), in any order, and returns when all are done.
+  // `worker` is in [0, size()) and no two threads inside f have the same: it may index scratch memory. f must not throw
+  // (that ends the process) and must not take the GIL.
   template <class F>
   void run(int64_t num_pieces, F&& f) {
     using Body = std::remove_reference_t<F>;

@@ -15,9 +15,9 @@ inline void map_row(float* out, int64_t n, F&& f) {
   f([i, rest](const float* p) { return V::load_first(p + i, rest); }).store_first(out + i, rest);
 }
 
-// The sum over i in [0, n) of terms that `add` folds into a vector: sum = add(at, sum), with at as above (values beyond n
-// read as zero, which `valid` tells from values that are zero). Order: vector j goes to partial sum j mod 4, the partial
-// sums are added as (0 + 1) + (2 + 3), the lanes as a tree.
+// The sum over i in [0, n) of terms that `add` folds into a vector: sum = add(at, sum), with at as above (values beyond
+// n read as zero, which `valid` tells from values that are zero). Order: vector j goes to partial sum j mod 4, the
+// partial sums are added as (0 + 1) + (2 + 3), the lanes as a tree.
 template <class V, class F>
 inline float sum_row(int64_t n, F&& add) {
   V sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};

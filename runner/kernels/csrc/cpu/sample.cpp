@@ -13,7 +13,8 @@
 namespace shale {
 namespace {
 
-// Larger is better: the float's order in the high half (NaN lowest, -0 and 0 equal), the lower id first in the low half.
+// Larger is better: the float's order in the high half (NaN lowest, -0 and 0 equal), the lower id first in the low
+// half.
 uint64_t rank_of(float value, int64_t id) {
   uint32_t bits;
   value += 0.0f;  // -0 becomes 0
@@ -62,8 +63,8 @@ constexpr int64_t kPart = 16384;
 
 }  // namespace
 
-// Keeps the k best so far; their worst is a threshold that a vector pass compares with, so that few values are looked at
-// twice. Of equal values the first read has the lower id, so only strictly greater ones count.
+// Keeps the k best so far; their worst is a threshold that a vector pass compares with, so that few values are looked
+// at twice. Of equal values the first read has the lower id, so only strictly greater ones count.
 void top_k(const float* logits, int64_t n, int64_t k, int32_t* ids, float* values) {
   const int64_t room = std::max(3 * k, kMinCandidates);
   if (k + room > n) return top_k_by_sorting(logits, n, k, ids, values);

@@ -7,8 +7,9 @@
 
 namespace shale {
 
-// Writes the indices >= *position of values greater than the threshold to `found`, ascending; stops at `end` or when fewer
-// than 16 places of `room` are left. *position is where it stopped; the number found is returned. NaN is never greater.
+// Writes the indices >= *position of values greater than the threshold to `found`, ascending; stops at `end` or when
+// fewer than 16 places of `room` are left. *position is where it stopped; the number found is returned. NaN is never
+// greater.
 template <class V>
 int64_t find_greater(const float* x, int64_t* position, int64_t end, float threshold, int32_t* found, int64_t room) {
   const V limit = V::set(threshold);

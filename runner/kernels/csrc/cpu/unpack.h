@@ -114,119 +114,134 @@ inline void read_six_bit(const uint8_t* lines, uint8_t* out) {
   V::store_bytes(out + 3 * kLine, V::template insert<6, 4, 3>(low, c));
 }
 
-// The scales (block, row) of a unit, and the minima where the type has them. Each is one float: d * (block's own scale).
+// The scales of a unit, sixteen rows at a time; scale s belongs to the s-th 32 (or 16) columns. Each is one float:
+// d * (block's own scale). The types with minima have them likewise.
 template <class V, class Q>
 struct UnitScales;
 
 template <class V>
 struct HalfScales {  // f16 for each block
-  static void read(const uint8_t* unit, float* scale, float*) {
-    V::store(scale, V::from_f16(unit));
-    V::store(scale + 16, V::from_f16(unit + 32));
-  }
+  using Floats = typename V::Floats;
+  const uint8_t* unit;
+
+  explicit HalfScales(const uint8_t* p) : unit(p) {}
+  Floats scale(int s) const { return V::from_f16(unit + 32 * s); }
 };
 template <class V>
-struct UnitScales<V, Q4_0> : HalfScales<V> {};
-template <class V>
-struct UnitScales<V, Q5_0> : HalfScales<V> {};
-template <class V>
-struct UnitScales<V, Q8_0> : HalfScales<V> {};
-template <class V>
-struct UnitScales<V, IQ4_NL> : HalfScales<V> {};
-
-template <class V>
-struct HalfScalesMinima {  // f16 scales, then f16 minima (negated at packing: value = scale * code - minimum)
-  static void read(const uint8_t* unit, float* scale, float* minimum) {
-    HalfScales<V>::read(unit, scale, nullptr);
-    HalfScales<V>::read(unit + kLine, minimum, nullptr);
-  }
+struct UnitScales<V, Q4_0> : HalfScales<V> {
+  using HalfScales<V>::HalfScales;
 };
 template <class V>
-struct UnitScales<V, Q4_1> : HalfScalesMinima<V> {};
+struct UnitScales<V, Q5_0> : HalfScales<V> {
+  using HalfScales<V>::HalfScales;
+};
 template <class V>
-struct UnitScales<V, Q5_1> : HalfScalesMinima<V> {};
+struct UnitScales<V, Q8_0> : HalfScales<V> {
+  using HalfScales<V>::HalfScales;
+};
+template <class V>
+struct UnitScales<V, IQ4_NL> : HalfScales<V> {
+  using HalfScales<V>::HalfScales;
+};
 
 template <class V>
-struct UnitScales<V, MXFP4> {
-  static void read(const uint8_t* unit, float* scale, float*) {
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) V::store(scale + 16 * b, V::from_e8m0_half(unit + 16 * b));
-  }
+struct HalfScalesMinima : HalfScales<V> {  // and f16 minima, negated at packing: value = scale * code - minimum
+  using HalfScales<V>::HalfScales;
+  typename V::Floats minimum(int s) const { return V::from_f16(this->unit + kLine + 32 * s); }
+};
+template <class V>
+struct UnitScales<V, Q4_1> : HalfScalesMinima<V> {
+  using HalfScalesMinima<V>::HalfScalesMinima;
+};
+template <class V>
+struct UnitScales<V, Q5_1> : HalfScalesMinima<V> {
+  using HalfScalesMinima<V>::HalfScalesMinima;
+};
+
+template <class V>
+struct UnitScales<V, MXFP4> {  // a byte for each block
+  const uint8_t* unit;
+
+  explicit UnitScales(const uint8_t* p) : unit(p) {}
+  typename V::Floats scale(int s) const { return V::from_e8m0_half(unit + 16 * s); }
 };
 
 template <class V>
 struct SuperScalesMinima {  // f16 d, f16 dmin, eight 6-bit scales and eight 6-bit minima
-  static void read(const uint8_t* unit, float* scale, float* minimum) {
-    alignas(kLine) uint8_t six[256];
+  using Floats = typename V::Floats;
+  alignas(kLine) uint8_t six[256];
+  Floats d, dmin;
+
+  explicit SuperScalesMinima(const uint8_t* unit) : d(V::from_f16(unit)), dmin(V::from_f16(unit + 32)) {
     read_six_bit<V>(unit + kLine, six);
-    const typename V::Floats d = V::from_f16(unit), dmin = V::from_f16(unit + 32);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) {
-      V::store(scale + 16 * b, V::mul(d, V::from_u8(six + 16 * b)));
-      V::store(minimum + 16 * b, V::mul(dmin, V::from_u8(six + 128 + 16 * b)));
-    }
   }
+  Floats scale(int s) const { return V::mul(d, V::from_u8(six + 16 * s)); }
+  Floats minimum(int s) const { return V::mul(dmin, V::from_u8(six + 128 + 16 * s)); }
 };
 template <class V>
-struct UnitScales<V, Q4_K> : SuperScalesMinima<V> {};
+struct UnitScales<V, Q4_K> : SuperScalesMinima<V> {
+  using SuperScalesMinima<V>::SuperScalesMinima;
+};
 template <class V>
-struct UnitScales<V, Q5_K> : SuperScalesMinima<V> {};
+struct UnitScales<V, Q5_K> : SuperScalesMinima<V> {
+  using SuperScalesMinima<V>::SuperScalesMinima;
+};
 
 template <class V>
 struct UnitScales<V, Q2_K> {  // f16 d, f16 dmin, sixteen bytes: scale in the low, minimum in the high four bits
-  static void read(const uint8_t* unit, float* scale, float* minimum) {
-    alignas(kLine) uint8_t low[256], high[256];
+  using Floats = typename V::Floats;
+  alignas(kLine) uint8_t low[256], high[256];
+  Floats d, dmin;
+
+  explicit UnitScales(const uint8_t* unit) : d(V::from_f16(unit)), dmin(V::from_f16(unit + 32)) {
 #pragma GCC unroll 4
     for (int i = 0; i < 256; i += kLine) {
       const typename V::Bytes both = V::load_bytes(unit + kLine + i);
       V::store_bytes(low + i, V::template field<0, 15>(both));
       V::store_bytes(high + i, V::template field<4, 15>(both));
     }
-    const typename V::Floats d = V::from_f16(unit), dmin = V::from_f16(unit + 32);
-#pragma GCC unroll 4
-    for (int s = 0; s < 16; ++s) {
-      V::store(scale + 16 * s, V::mul(d, V::from_u8(low + 16 * s)));
-      V::store(minimum + 16 * s, V::mul(dmin, V::from_u8(high + 16 * s)));
-    }
   }
+  Floats scale(int s) const { return V::mul(d, V::from_u8(low + 16 * s)); }
+  Floats minimum(int s) const { return V::mul(dmin, V::from_u8(high + 16 * s)); }
 };
 
 template <class V>
 struct UnitScales<V, Q3_K> {  // f16 d, sixteen 6-bit scales with offset 32
-  static void read(const uint8_t* unit, float* scale, float*) {
-    alignas(kLine) uint8_t six[256];
-    read_six_bit<V>(unit + kLine, six);
-    const typename V::Floats d = V::from_f16(unit), offset = V::broadcast(32.0f);
-#pragma GCC unroll 4
-    for (int s = 0; s < 16; ++s) V::store(scale + 16 * s, V::mul(d, V::sub(V::from_u8(six + 16 * s), offset)));
-  }
+  using Floats = typename V::Floats;
+  alignas(kLine) uint8_t six[256];
+  Floats d;
+
+  explicit UnitScales(const uint8_t* unit) : d(V::from_f16(unit)) { read_six_bit<V>(unit + kLine, six); }
+  Floats scale(int s) const { return V::mul(d, V::sub(V::from_u8(six + 16 * s), V::broadcast(32.0f))); }
 };
 
 template <class V>
 struct UnitScales<V, Q6_K> {  // f16 d, sixteen int8 scales
-  static void read(const uint8_t* unit, float* scale, float*) {
-    const typename V::Floats d = V::from_f16(unit);
-#pragma GCC unroll 4
-    for (int s = 0; s < 16; ++s) V::store(scale + 16 * s, V::mul(d, V::from_i8(unit + kLine + 16 * s)));
-  }
+  using Floats = typename V::Floats;
+  const uint8_t* scales;
+  Floats d;
+
+  explicit UnitScales(const uint8_t* unit) : scales(unit + kLine), d(V::from_f16(unit)) {}
+  Floats scale(int s) const { return V::mul(d, V::from_i8(scales + 16 * s)); }
 };
 
 template <class V>
 struct UnitScales<V, IQ4_XS> {  // f16 d; 32 bytes with the high two bits, then a line with the low four bits of eight scales
-  static void read(const uint8_t* unit, float* scale, float*) {
-    alignas(kLine) uint8_t codes[128];
+  using Floats = typename V::Floats;
+  alignas(kLine) uint8_t six[128];  // with offset 32
+  Floats d;
+
+  explicit UnitScales(const uint8_t* unit) : d(V::from_f16(unit)) {
     const uint8_t *high = unit + 32, *low = unit + kLine;
 #pragma GCC unroll 8
     for (int b = 0; b < 8; ++b) {
       for (int r = 0; r < 16; ++r) {
         const int top = high[16 * (b % 2) + r] >> b / 2 * 2 & 3;
-        codes[16 * b + r] = static_cast<uint8_t>((low[16 * (b % 4) + r] >> b / 4 * 4 & 15) | top << 4);
+        six[16 * b + r] = static_cast<uint8_t>((low[16 * (b % 4) + r] >> b / 4 * 4 & 15) | top << 4);
       }
     }
-    const typename V::Floats d = V::from_f16(unit), offset = V::broadcast(32.0f);
-#pragma GCC unroll 8
-    for (int b = 0; b < 8; ++b) V::store(scale + 16 * b, V::mul(d, V::sub(V::from_u8(codes + 16 * b), offset)));
   }
+  Floats scale(int s) const { return V::mul(d, V::sub(V::from_u8(six + 16 * s), V::broadcast(32.0f))); }
 };
 
 }  // namespace

@@ -39,7 +39,8 @@ struct F32x16 {
     std::memcpy(p, lanes, sizeof(float) * (unsigned)n);
   }
   static F32x16 load(const uint16_t* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
   }
   static F32x16 load_first(const uint16_t* p, int n) {
     alignas(32) uint16_t lanes[16] = {};

@@ -1,6 +1,6 @@
-// exp, sigmoid, tanh and the normal distribution over F32x16, each with one order of operations on every instruction set.
-// Coefficients are minimax fits (weighted least squares, Lawson's iteration) made for these forms; the errors stated were
-// measured against double precision over the whole range, with a fused multiply-add.
+// exp, sigmoid, tanh and the normal distribution over F32x16, each with one order of operations on every instruction
+// set. Coefficients are minimax fits (weighted least squares, Lawson's iteration) made for these forms; the errors
+// stated were measured against double precision over the whole range, with a fused multiply-add.
 #pragma once
 
 namespace shale {
@@ -48,7 +48,7 @@ inline V tanh(V x) {
 // Phi(-t) = e^(-t^2 / 2) G(t), and G is smooth in u = 1 / (1 + 0.35 t).
 template <class V>
 inline V normal_cdf(V x) {
-  constexpr float kG[] = {0.13962166f,  0.13985756f,  0.11986314f, 0.10539192f,  -0.022842813f,
+  constexpr float kG[] = {0.13962166f, 0.13985756f,  0.11986314f, 0.10539192f,  -0.022842813f,
                           0.15879557f, -0.25539002f, 0.14381789f, -0.029114896f};
   const V t = V::abs(x);
   const V u = V::set(1.0f) / V::fma(t, V::set(0.35f), V::set(1.0f));

@@ -1,7 +1,8 @@
 // F32x16: sixteen floats, the one vector type in which the kernels of norm, rope, attention, activation and sample are
-// written. Each instruction set has a type of this name and shape in a namespace of its own; a kernel is a template over
-// it. All lanes are independent and every reduction is the same tree, so two instruction sets with a hardware fused
-// multiply-add give the same bits. This one is plain C++ for any target; its fma rounds twice where the target has none.
+// written. Each instruction set has a type of this name and shape in a namespace of its own; a kernel is a template
+// over it. All lanes are independent and every reduction is the same tree, so two instruction sets with a hardware
+// fused multiply-add give the same bits. This one is plain C++ for any target; its fma rounds twice where the target
+// has none.
 #pragma once
 
 #include <cmath>
@@ -13,10 +14,10 @@ namespace shale::portable {
 // IEEE half to float and back (to nearest, ties to even), on integers.
 inline float float_from_half(uint16_t half) {
   const uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7fff;
-  uint32_t bits = (magnitude << 13) + 0x38000000;              // exponent 15 -> 127
-  if (magnitude >= 0x7c00) bits += 0x38000000;                 // infinity, NaN
-  if (magnitude > 0x7c00) bits |= 0x00400000;                  // a signalling NaN becomes quiet, as in hardware
-  if (magnitude < 0x0400) {                                    // zero, subnormal: magnitude * 2^-24
+  uint32_t bits = (magnitude << 13) + 0x38000000;  // exponent 15 -> 127
+  if (magnitude >= 0x7c00) bits += 0x38000000;     // infinity, NaN
+  if (magnitude > 0x7c00) bits |= 0x00400000;      // a signalling NaN becomes quiet, as in hardware
+  if (magnitude < 0x0400) {                        // zero, subnormal: magnitude * 2^-24
     const float value = (float)magnitude * 5.9604644775390625e-8f;
     std::memcpy(&bits, &value, 4);
   }
