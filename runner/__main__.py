@@ -1,8 +1,8 @@
 """``python -P -m runner --model PATH --fd N``: host one model behind a listening socket that the parent has bound.
 
 Environment: the bearer token (``runner.protocol.TOKEN_ENVIRONMENT_NAME``), ``SHALE_KERNELS``, ``SHALE_CPU_ISA``,
-``SHALE_DEVICES``, ``SHALE_DEBUG``. Lines on standard output and error are the log; what ends the process begins with
-"error: ".
+``SHALE_DEVICES``, ``SHALE_SIM_LEDGER``, ``SHALE_DEBUG``. Lines on standard output and error are the log; what ends the
+process begins with "error: ".
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from runner.kernels import KernelName
 
 SHUTDOWN_S = 1
-KNOWN_DEVICES = ("auto", "cpu")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Settings:
     token: str
     kernels: KernelName
     isa: str | None
+    devices: str
+    sim_ledger: Path | None
     is_debugging: bool
 
 
@@ -55,15 +56,15 @@ def read_settings(arguments: Sequence[str], environment: dict[str, str] | os._En
     token = environment.pop(TOKEN_ENVIRONMENT_NAME, "")
     if not token:
         raise SystemExit(f"error: {TOKEN_ENVIRONMENT_NAME} is not set; the parent process sets it")
-    devices = environment.get("SHALE_DEVICES") or "auto"
-    if devices not in KNOWN_DEVICES:
-        raise SystemExit(f"error: SHALE_DEVICES is {devices!r}; this runner knows: {', '.join(KNOWN_DEVICES)}")
+    ledger = environment.get("SHALE_SIM_LEDGER")
     return Settings(
         model=given.model,
         fd=given.fd,
         token=token,
         kernels=cast("KernelName", environment.get("SHALE_KERNELS") or "fast"),  # select() checks it
         isa=environment.get("SHALE_CPU_ISA") or None,
+        devices=environment.get("SHALE_DEVICES", ""),
+        sim_ledger=Path(ledger) if ledger else None,
         is_debugging=environment.get("SHALE_DEBUG", "") not in ("", "0", "false"),
     )
 
@@ -73,18 +74,23 @@ def serve(settings: Settings) -> None:
     import uvicorn
 
     from runner.app import create_app
+    from runner.devices.base import Device
+    from runner.devices.choice import open_devices
     from runner.devices.cpu import CpuDevice
     from runner.kernels import select
     from runner.load import Loader
     from runner.protocol import RunnerInfo
 
     kernels = select(settings.kernels, settings.isa, 0)
-    device = CpuDevice()
-    loader = Loader(settings.model, kernels, device)
+    devices: list[Device] = [CpuDevice(), *open_devices(settings.devices, settings.sim_ledger)]
+    loader = Loader(settings.model, kernels, devices[0], devices[1:])
 
     def describe() -> RunnerInfo:
         return RunnerInfo(
-            devices=(device.info(),), kernels=kernels.name, isa=kernels.isa, num_thread=kernels.num_thread
+            devices=tuple(device.info() for device in devices),
+            kernels=kernels.name,
+            isa=kernels.isa,
+            num_thread=kernels.num_thread,
         )
 
     app = create_app(loader, settings.token, describe)

@@ -302,10 +302,38 @@ def places(spec: ModelSpec, layout: Layout) -> tuple[DeviceName, ...]:
 
 def device_workspace(spec: ModelSpec, request: LoadRequest, device: DeviceName) -> Workspace:
     """The buffers that ``device`` needs under the request's layout: none if it takes no part."""
-    *layers, output = places(spec, request.layout)
+    return _workspace_on(spec, request, device, places(spec, request.layout))
+
+
+def _workspace_on(
+    spec: ModelSpec, request: LoadRequest, device: DeviceName, chosen: tuple[DeviceName, ...]
+) -> Workspace:
+    *layers, output = chosen
     if device not in (CPU, output, *layers):
         return Workspace(())
     return workspace(spec, request, has_layers=device in layers, has_output=device == output)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """All of a file's header that its footprint depends on: small enough to be kept when the file is closed."""
+
+    spec: ModelSpec
+    input_weights: int
+    layer_weights: tuple[int, ...]  # bytes, the output layer last
+
+
+def outline(gguf: GGUFFile) -> Outline:
+    """Raises ModelError: the file is not a model that can run."""
+    spec = read_spec(gguf)
+    input_weights = 0
+    layer_weights = [0] * (spec.num_layers + 1)
+    for tensor in stored_tensors(gguf, spec):
+        if tensor.layer == INPUT:
+            input_weights += tensor.nbytes
+        else:
+            layer_weights[tensor.layer] += tensor.nbytes
+    return Outline(spec, input_weights, tuple(layer_weights))
 
 
 def footprint(gguf: GGUFFile, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
@@ -316,32 +344,39 @@ def footprint(gguf: GGUFFile, request: LoadRequest, devices: Sequence[DeviceName
     Raises:
         ModelError: the file is not a model that can run, or the layout is not one for this model and these devices.
     """
-    spec = read_spec(gguf)
+    return footprint_of(outline(gguf), request, devices)
+
+
+def footprint_of(model: Outline, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
+    """``footprint`` of a file that was read before. Raises ModelError for a layout that cannot be."""
+    spec = model.spec
     chosen = places(spec, request.layout)
     unknown = {device.id for device in chosen} - {device.id for device in (CPU, *devices)}
     if unknown:
         raise ModelError(f"the layout names {min(unknown)}; there are cpu, {', '.join(d.id for d in devices)}")
-    weights = {device: [0] * len(chosen) for device in (CPU, *devices)}
-    cache = {device: [0] * len(chosen) for device in (CPU, *devices)}
-    input_weights = 0
-    for tensor in stored_tensors(gguf, spec):
-        if tensor.layer == INPUT:
-            input_weights += tensor.nbytes
-        else:
-            weights[chosen[tensor.layer]][tensor.layer] += tensor.nbytes
-    for layer in range(spec.num_layers):
-        cache[chosen[layer]][layer] = sum(cache_bytes(spec, request, layer))
+    cache_by_window = {
+        spec.window(layer): sum(cache_bytes(spec, request, layer)) for layer in _one_layer_of_each_window(spec)
+    }
+    layer_cache = (*(cache_by_window[spec.window(layer)] for layer in range(spec.num_layers)), 0)
     cpu, *others = (
         DeviceMemory(
             id=device.id,
             library=device.library,
-            weights=tuple(weights[device]),
-            cache=tuple(cache[device]),
-            graph=device_workspace(spec, request, device).nbytes,
+            weights=_where(chosen, device, model.layer_weights),
+            cache=_where(chosen, device, layer_cache),
+            graph=_workspace_on(spec, request, device, chosen).nbytes,
         )
         for device in (CPU, *devices)
     )
-    return Memory(input_weights=input_weights, cpu=cpu, gpus=tuple(others))
+    return Memory(input_weights=model.input_weights, cpu=cpu, gpus=tuple(others))
+
+
+def _one_layer_of_each_window(spec: ModelSpec) -> Iterator[int]:
+    return iter({spec.window(layer): layer for layer in range(spec.num_layers)}.values())
+
+
+def _where(chosen: tuple[DeviceName, ...], device: DeviceName, layer_bytes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n if place == device else 0 for place, n in zip(chosen, layer_bytes, strict=True))
 
 
 def converted_tensors(gguf: GGUFFile, spec: ModelSpec) -> tuple[StoredTensor, ...]:

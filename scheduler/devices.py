@@ -5,42 +5,25 @@ Nothing here opens a CUDA context: that would take the very memory that is being
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
+from scheduler.cuda_probe import ask_cuda
 from scheduler.errors import SettingsError
-from scheduler.sizes import MIB, parse_bytes
+from scheduler.gpu import GPU, MINIMUM_GPU_BYTES
+from scheduler.nvml import find_gpus
+from scheduler.sim import SimGPUs
+from scheduler.sizes import parse_bytes
+from scheduler.system_memory import SystemMemory, system_memory
+from scheduler.visible_gpus import VARIABLE, visible_gpus
 
-MINIMUM_GPU_BYTES = 457 * MIB  # drivers and libraries need it beside the model; Ollama's number
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-SELF_CGROUP = Path("/proc/self/cgroup")
+__all__ = ["GPU", "MINIMUM_GPU_BYTES", "DeviceChoice", "Devices", "Machine", "SystemMemory", "parse_devices"]
 
-# Page cache that the kernel drops before it kills anything for memory. It is in memory.current.
-_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
-
-
-@dataclass(frozen=True, slots=True)
-class GPU:
-    """One device beside the CPU, with what is free on it now."""
-
-    id: str
-    library: str
-    free_bytes: int
-    is_integrated: bool = False
-    minimum_bytes: int = MINIMUM_GPU_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class SystemMemory:
-    """Host memory that a new process can get; page cache counts as free, swap is apart."""
-
-    total_bytes: int
-    free_bytes: int
-    swap_bytes: int
+NO_CUDA_REASON = "this version of Shale has no CUDA runner yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +42,6 @@ class DeviceChoice:
     quota_bytes: int = 0
 
 
-# ---- the setting -------------------------------------------------------------------------------
-
-
 def parse_devices(text: str) -> tuple[DeviceChoice, ...]:
     """``""`` or ``auto`` → (); ``cpu`` → the CPU alone; ``sim:8GiB,sim:6GiB`` → simulated devices.
 
@@ -71,12 +51,6 @@ def parse_devices(text: str) -> tuple[DeviceChoice, ...]:
     if stripped in ("", "auto"):
         return ()
     return tuple(_parse_device(part.strip()) for part in stripped.split(","))
-
-
-def check_devices(choices: tuple[DeviceChoice, ...]) -> None:
-    """Raises SettingsError for devices that are understood but cannot be used yet."""
-    if any(choice.kind == "sim" for choice in choices):
-        raise SettingsError('SHALE_DEVICES: simulated devices ("sim:SIZE") are not available yet; allowed: auto, cpu')
 
 
 def _parse_device(part: str) -> DeviceChoice:
@@ -91,67 +65,55 @@ def _parse_device(part: str) -> DeviceChoice:
         raise SettingsError(f"SHALE_DEVICES: {error}") from None
 
 
-# ---- what is there -----------------------------------------------------------------------------
+class Devices:
+    """The devices that the server was told to use. One per process; ``close`` removes what simulated ones leave."""
 
+    def __init__(
+        self,
+        text: str = "",
+        sim_ledger: Path | None = None,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        system: Callable[[], SystemMemory] = system_memory,
+    ) -> None:
+        """``text`` is what ``SHALE_DEVICES`` says, ``sim_ledger`` the folder for simulated devices (None: a new one).
 
-def find_machine(choices: tuple[DeviceChoice, ...] = ()) -> Machine:
-    """The machine at this moment. Raises SettingsError for a choice that cannot be used."""
-    check_devices(choices)
-    return Machine(system=system_memory())
+        Raises SettingsError.
+        """
+        self._choices = parse_devices(text)
+        self._environment = environment
+        self._system = system
+        quotas = [choice.quota_bytes for choice in self._choices if choice.kind == "sim"]
+        try:
+            self._sims = SimGPUs(quotas, sim_ledger) if quotas else None
+        except OSError as error:
+            raise SettingsError(f"SHALE_SIM_LEDGER: {error}") from error
 
+    @property
+    def sim_ledger(self) -> Path | None:
+        """The folder that runners are told; None without simulated devices."""
+        return self._sims.folder if self._sims else None
 
-def system_memory(cgroup_root: Path = CGROUP_ROOT, self_cgroup: Path = SELF_CGROUP) -> SystemMemory:
-    """Host memory, or what the control group (a container's limit) leaves of it if that is less."""
-    host = psutil.virtual_memory()
-    memory = SystemMemory(host.total, host.available, psutil.swap_memory().free)
-    for group in _cgroups(cgroup_root, self_cgroup):
-        memory = _within(memory, group)
-    return memory
+    def machine(self) -> Machine:
+        """What layers can be placed on at this moment."""
+        return Machine(self._system(), self._sims.gpus() if self._sims else ())
 
+    def gpus(self) -> tuple[GPU, ...]:
+        """Every device beside the CPU, usable or not. Blocking, the first time for seconds where NVML is missing."""
+        return self._sims.gpus() if self._sims else self._nvidia_gpus()
 
-def _cgroups(root: Path, self_cgroup: Path) -> Iterator[Path]:
-    """The version 2 control group of this process and all those around it: each one's limit holds."""
-    try:
-        lines = self_cgroup.read_text().splitlines()
-    except OSError:
-        return  # not Linux
-    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
-    if path is None:
-        return
-    group = root / path.lstrip("/")
-    yield group
-    while group != root:
-        group = group.parent
-        yield group
+    def close(self) -> None:
+        """May be called again."""
+        if self._sims:
+            self._sims.close()
 
+    def _nvidia_gpus(self) -> tuple[GPU, ...]:
+        if self._choices:  # "cpu"
+            return ()
+        found = find_gpus()
+        gpus = self._from_cuda if found is None else visible_gpus(found, self._environment.get(VARIABLE))
+        return tuple(replace(gpu, reason=NO_CUDA_REASON) for gpu in gpus)
 
-def _within(memory: SystemMemory, group: Path) -> SystemMemory:
-    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
-    if limit is None or used is None:
-        return memory
-    free = max(0, limit - used + _reclaimable_bytes(group))
-    swap_limit, swap_used = _number(group / "memory.swap.max"), _number(group / "memory.swap.current")
-    swap = memory.swap_bytes if swap_limit is None else max(0, swap_limit - (swap_used or 0))
-    return SystemMemory(
-        total_bytes=min(memory.total_bytes, limit),
-        free_bytes=min(memory.free_bytes, free, limit),
-        swap_bytes=min(memory.swap_bytes, swap),
-    )
-
-
-def _reclaimable_bytes(group: Path) -> int:
-    try:
-        lines = (group / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    stat = dict(line.split(" ", 1) for line in lines if " " in line)
-    return sum(int(stat.get(name, "0")) for name in _RECLAIMABLE)
-
-
-def _number(path: Path) -> int | None:
-    """None: there is no such file, or it says ``max``."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    @cached_property
+    def _from_cuda(self) -> tuple[GPU, ...]:
+        return ask_cuda()  # once: a child for every look would cost a second each

@@ -1,36 +1,46 @@
 """What a model will take, from its GGUF header alone, before any process is started for it.
 
 The numbers come from ``runner.footprint``, the very functions that the runner allocates by. Headers are read once
-for each state of a file; a file that was seen and has not changed costs one ``stat``.
+for each state of a file; of a file that was seen and has not changed, every question costs one ``stat`` and arithmetic.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from runner.footprint import footprint
+from runner.footprint import DeviceName, Outline, footprint_of, outline
 from runner.gguf import GGUFFile, open_gguf
-from runner.protocol import LoadRequest, Memory, Operation
+from runner.protocol import LoadRequest, Memory
 from scheduler.errors import ModelFileError
+from scheduler.gpu import GPU
 from scheduler.options import ModelHeader
 
 _MAX_FILES = 64
-_MAX_REQUESTS = 16  # of one file
 
 
-@dataclass(slots=True)
+class Estimates(Protocol):
+    """What is asked about files; ``Estimator`` answers from their headers. Called on threads."""
+
+    def header(self, path: Path) -> ModelHeader: ...
+
+    def memory(self, path: Path, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory: ...
+
+
+@dataclass(frozen=True, slots=True)
 class _Known:
-    """What was learnt from one state of one file."""
+    """What was learnt from one state of one file: of a model that no runner takes, why not."""
 
     header: ModelHeader
-    memory: dict[LoadRequest, Memory] = field(default_factory=dict)
+    outline: Outline | str
 
 
 class Estimator:
-    """Reads headers and remembers. Blocking (a large vocabulary takes 0.1 s): call it on a thread. Thread-safe."""
+    """Reads headers and remembers. Blocking (a large vocabulary takes some 20 ms): call it on a thread. Thread-safe."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, int, int], _Known] = OrderedDict()
@@ -38,34 +48,37 @@ class Estimator:
 
     def header(self, path: Path) -> ModelHeader:
         """Raises ModelFileError."""
-        key = _key(path)
-        with self._lock:
-            if key not in self._known:
-                with _open(path) as gguf:
-                    self._remember(key, gguf)
-            self._known.move_to_end(key)
-            return self._known[key].header
+        return self._look(path).header
 
-    def memory(self, path: Path, request: LoadRequest) -> Memory:
-        """What the model takes when it is loaded as ``request`` says. Raises ModelFileError."""
-        request = request.model_copy(update={"operation": Operation.FIT})
+    def memory(self, path: Path, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
+        """What the model takes on the CPU and on ``devices`` when it is loaded as ``request`` says.
+
+        Raises ModelFileError, also for a layout that cannot be.
+        """
+        found = self._look(path).outline
+        if isinstance(found, str):
+            raise ModelFileError(found)
+        try:
+            return footprint_of(found, request, devices)
+        except ValueError as error:
+            raise _refusal(error) from error
+
+    def _look(self, path: Path) -> _Known:
         key = _key(path)
         with self._lock:
             known = self._known.get(key)
-            if known is None or request not in known.memory:
+            if known is None:
                 with _open(path) as gguf:
-                    known = known or self._remember(key, gguf)
-                    if len(known.memory) >= _MAX_REQUESTS:
-                        known.memory.clear()
-                    known.memory[request] = _footprint(gguf, request)
+                    known = self._known[key] = _Known(_header(gguf), _outline(gguf))
+                if len(self._known) > _MAX_FILES:
+                    self._known.popitem(last=False)
             self._known.move_to_end(key)
-            return known.memory[request]
+            return known
 
-    def _remember(self, key: tuple[str, int, int], gguf: GGUFFile) -> _Known:
-        known = self._known[key] = _Known(_header(gguf))
-        if len(self._known) > _MAX_FILES:
-            self._known.popitem(last=False)
-        return known
+
+def device_names(gpus: Sequence[GPU]) -> tuple[DeviceName, ...]:
+    """The devices as ``Estimates.memory`` wants them."""
+    return tuple(DeviceName(gpu.id, gpu.library) for gpu in gpus)
 
 
 def _key(path: Path) -> tuple[str, int, int]:
@@ -80,14 +93,14 @@ def _open(path: Path) -> GGUFFile:
     try:
         return open_gguf(path)
     except (ValueError, OSError) as error:  # GGUFError is a ValueError
-        raise ModelFileError(f"unable to load model: {error}") from error
+        raise _refusal(error) from error
 
 
 def _header(gguf: GGUFFile) -> ModelHeader:
     try:
         architecture = gguf.architecture
     except ValueError as error:
-        raise ModelFileError(f"unable to load model: {error}") from error
+        raise _refusal(error) from error
     name = f"{architecture}.context_length"
     length = gguf.metadata.get(name)
     if not isinstance(length, int) or length < 1:
@@ -95,8 +108,12 @@ def _header(gguf: GGUFFile) -> ModelHeader:
     return ModelHeader(architecture=architecture, context_length=length)
 
 
-def _footprint(gguf: GGUFFile, request: LoadRequest) -> Memory:
+def _outline(gguf: GGUFFile) -> Outline | str:
     try:
-        return footprint(gguf, request)
+        return outline(gguf)
     except ValueError as error:  # the model is of a kind that the runner refuses, in the same words
-        raise ModelFileError(f"unable to load model: {error}") from error
+        return str(_refusal(error))
+
+
+def _refusal(error: Exception) -> ModelFileError:
+    return ModelFileError(f"unable to load model: {error}")

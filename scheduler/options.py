@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
+from runner.footprint import CACHE_VALUE_BYTES
 from runner.protocol import LoadRequest, Operation
 from scheduler.errors import SettingsError
 from scheduler.settings import SchedulerSettings
 
 MIN_NUM_CTX = 4
+MAX_NUM_PARALLEL = 1024
 DEFAULT_NUM_BATCH = 512
+CACHE_TYPES = tuple(CACHE_VALUE_BYTES)
+
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
+"""As ``num_ctx``: the largest context with which the model still fits wholly, when it is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +35,14 @@ class ModelFile:
 class LoadOptions:
     """The options of a request that concern loading. None: the server's default."""
 
-    num_ctx: int | None = None
+    num_ctx: int | Auto | None = None
     num_batch: int | None = None
     num_thread: int | None = None
     num_gpu: int | None = None  # -1: as many layers as fit
     main_gpu: int | None = None
     use_mmap: bool | None = None
+    kv_cache_type: str | None = None
+    num_parallel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +56,48 @@ class ModelHeader:
 def resolve(options: LoadOptions, header: ModelHeader, settings: SchedulerSettings) -> LoadRequest:
     """The load request (operation FIT, empty layout) for these options; the context is clamped to the trained length.
 
-    Raises SettingsError for a value that cannot be meant.
+    ``"auto"`` becomes the trained length here: ``scheduler.plan`` finds what fits. Raises SettingsError for a value
+    that cannot be meant.
     """
     _check(options)
     asked = settings.default_num_ctx if options.num_ctx is None else options.num_ctx
+    if asked == AUTO:
+        asked = header.context_length
     num_ctx = max(MIN_NUM_CTX, min(asked, header.context_length))
     return LoadRequest(
         operation=Operation.FIT,
         num_ctx=num_ctx,
-        num_parallel=settings.num_parallel,
+        num_parallel=options.num_parallel or settings.num_parallel,
         num_batch=min(options.num_batch or DEFAULT_NUM_BATCH, num_ctx),
         num_thread=options.num_thread or 0,
+        kv_cache_type=options.kv_cache_type or "f16",  # type: ignore[arg-type]  # _check has looked
         use_mmap=options.use_mmap is not False,
     )
+
+
+def load_notes(options: LoadOptions, trained_num_ctx: int, num_ctx: int) -> tuple[str, ...]:
+    """What a client should know about a context of ``num_ctx`` where it asked for something else."""
+    asked = options.num_ctx
+    if asked == AUTO:
+        return (f'num_ctx "auto" is {num_ctx}',)
+    if asked is not None and 0 < trained_num_ctx < asked:
+        return (f"num_ctx {asked} was clamped to {trained_num_ctx}, the length the model was trained for",)
+    return ()
 
 
 def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new: LoadOptions, num_gpus: int) -> bool:
     """Whether a runner that was loaded for ``loaded`` (from ``old``) cannot serve ``wanted`` (from ``new``).
 
-    A smaller context is served by a larger one. Any other option matters only where the request names it, and the
-    options about GPUs only where there are GPUs.
+    A smaller context, or fewer sequences, are served by a model that has more. ``"auto"`` takes the model as it is
+    loaded, and so does a request that leaves the context open where another asked for ``"auto"``. Any other option
+    matters only where the request names it, and the options about GPUs only where there are GPUs.
     """
-    if wanted.num_ctx > loaded.num_ctx:
+    takes_any_context = new.num_ctx == AUTO or (new.num_ctx is None and old.num_ctx == AUTO)
+    if wanted.num_ctx > loaded.num_ctx and not takes_any_context:
+        return True
+    if new.num_parallel is not None and new.num_parallel > loaded.num_parallel:
+        return True
+    if new.kv_cache_type is not None and new.kv_cache_type != loaded.kv_cache_type:
         return True
     if new.num_batch is not None and min(new.num_batch, loaded.num_ctx) != loaded.num_batch:
         return True
@@ -81,16 +111,23 @@ def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new
 def merge(old: LoadOptions, new: LoadOptions) -> LoadOptions:
     """Options for a reload that serves the old requests as well.
 
-    What ``new`` leaves open stays, and the context only grows. Without this, two clients with different options would
-    reload each other's model for ever.
+    What ``new`` leaves open stays, and numbers of tokens and sequences only grow (``"auto"`` gives way to a number).
+    Without this, two clients with different options would reload each other's model for ever.
     """
     merged = replace(
         old,
         **{field.name: value for field in fields(new) if (value := getattr(new, field.name)) is not None},
     )
-    if old.num_ctx is not None and merged.num_ctx is not None:
-        merged = replace(merged, num_ctx=max(old.num_ctx, merged.num_ctx))
-    return merged
+    return replace(
+        merged,
+        num_ctx=_larger_context(old.num_ctx, merged.num_ctx),
+        num_parallel=max(filter(None, (old.num_parallel, merged.num_parallel)), default=None),
+    )
+
+
+def _larger_context(old: int | Auto | None, new: int | Auto | None) -> int | Auto | None:
+    numbers = [each for each in (old, new) if isinstance(each, int)]
+    return max(numbers) if numbers else new
 
 
 def _differ_on_gpus(old: LoadOptions, new: LoadOptions) -> bool:
@@ -99,7 +136,13 @@ def _differ_on_gpus(old: LoadOptions, new: LoadOptions) -> bool:
 
 
 def _check(options: LoadOptions) -> None:
-    minimum = {"num_batch": 1, "num_thread": 0, "num_gpu": -1, "main_gpu": 0}
+    if isinstance(options.num_ctx, str) and options.num_ctx != AUTO:
+        raise SettingsError(f'num_ctx must be a number or "{AUTO}", found {options.num_ctx!r}')
+    if options.kv_cache_type is not None and options.kv_cache_type not in CACHE_TYPES:
+        raise SettingsError(f"kv_cache_type must be one of {', '.join(CACHE_TYPES)}, found {options.kv_cache_type!r}")
+    if options.num_parallel is not None and options.num_parallel > MAX_NUM_PARALLEL:
+        raise SettingsError(f"num_parallel must be at most {MAX_NUM_PARALLEL}, found {options.num_parallel}")
+    minimum = {"num_batch": 1, "num_thread": 0, "num_gpu": -1, "main_gpu": 0, "num_parallel": 1}
     for name, low in minimum.items():
         value = getattr(options, name)
         if value is not None and value < low:

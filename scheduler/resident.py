@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -10,6 +11,7 @@ from enum import Enum
 from runner.protocol import Layout, LoadRequest, Memory
 from scheduler.client import RunnerClient
 from scheduler.clock import Clock, Timer
+from scheduler.events import Unload
 from scheduler.keep_alive import FOREVER_S, expiry
 from scheduler.options import LoadOptions, ModelFile, ModelHeader
 from scheduler.spawn import Started
@@ -62,6 +64,8 @@ class Resident:
         self.num_users = 0
         self.last_used_s = clock.monotonic()
         self.load_duration_ns = 0
+        self.phases: Mapping[str, float] = {}  # seconds of the load by part
+        self.unload = Unload.SHUTDOWN  # why it ends; set when it has to
         self.progress = 0.0  # of its weights, 0 … 1
         self.started: Started | None = None
         self.header: ModelHeader | None = None  # set while LOADING, as are the next four

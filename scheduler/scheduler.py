@@ -12,26 +12,30 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from runner.protocol import LoadRequest, Memory
+from runner.protocol import Memory
 from scheduler.bring_up import bring_up
 from scheduler.clock import Clock, SystemClock
-from scheduler.devices import Machine, check_devices, find_machine, parse_devices
+from scheduler.devices import Devices, Machine
 from scheduler.errors import (
     LayoutError,
     QueueFullError,
     RequireFullError,
+    RunnerExitedError,
     SchedulerError,
     ShuttingDownError,
     SystemMemoryError,
 )
-from scheduler.estimate import Estimator
+from scheduler.estimate import Estimates, Estimator, device_names
+from scheduler.events import Eviction, NoObserver, Observer, Unload
 from scheduler.keep_alive import FOREVER_S
 from scheduler.layout import LayoutRules
 from scheduler.load import Situation
-from scheduler.options import LoadOptions, ModelFile, ModelHeader, merge, needs_reload, resolve
+from scheduler.options import LoadOptions, ModelFile, merge, needs_reload, resolve
+from scheduler.plan import Case, Plan, make_plan, request_for
 from scheduler.resident import ModelState, Resident, RunningModel, State, choose_victim
 from scheduler.settings import SchedulerSettings
 from scheduler.spawn import Spawn, spawn_runner
@@ -44,14 +48,6 @@ AUTO_MODELS_PER_GPU = 3
 
 _LOAD = "load "  # how the names of load tasks begin
 _NO_OPTIONS = LoadOptions()
-
-
-class Estimates(Protocol):
-    """What the scheduler asks about files; ``Estimator`` answers from their headers. Called on threads."""
-
-    def header(self, path: Path) -> ModelHeader: ...
-
-    def memory(self, path: Path, request: LoadRequest) -> Memory: ...
 
 
 class Scheduler:
@@ -68,15 +64,17 @@ class Scheduler:
         clock: Clock | None = None,
         estimates: Estimates | None = None,
         machine: Callable[[], Machine] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Raises SettingsError for devices that cannot be used."""
         self._settings = settings or SchedulerSettings()
-        choices = parse_devices(self._settings.devices)
-        check_devices(choices)  # an error now, not at the first request
-        self._machine = machine or (lambda: find_machine(choices))
+        self.devices = Devices(self._settings.devices, self._settings.sim_ledger)
+        self._settings = replace(self._settings, sim_ledger=self.devices.sim_ledger)  # for the runners
+        self._machine = machine or self.devices.machine
         self._spawn = spawn
         self._clock = clock or SystemClock()
         self._estimates = estimates or Estimator()
+        self._observer = observer or NoObserver()
         self._residents: dict[Path, Resident] = {}
         self._num_waiting = 0
         self._load_lock = asyncio.Lock()
@@ -110,7 +108,7 @@ class Scheduler:
             return
         resident.keep_alive_s = 0.0
         if resident.state is State.READY and resident.is_idle:
-            self._retire(resident)
+            self._retire(resident, Unload.ASKED)
             await resident.gone.wait()
 
     def running(self) -> list[RunningModel]:
@@ -122,12 +120,23 @@ class Scheduler:
         """Every model that is loading, loaded or stopping, the one that stays longest first."""
         return sorted((r.describe() for r in self._residents.values()), key=lambda each: each.expires_at, reverse=True)
 
+    def machine(self) -> Machine:
+        """What the machine has at this moment. Asks drivers and the kernel: call it on a thread."""
+        return self._machine()
+
+    def plan(self, model: ModelFile, options: LoadOptions, machine: Machine | None = None) -> Plan:
+        """What loading the model would come to, on ``machine`` or on this one as it is. Call it on a thread.
+
+        Raises what loading would: SettingsError, ModelFileError, LayoutError, LayoutNotAllocatedError.
+        """
+        return make_plan(self._estimates, Case(model.path, options, self._settings, machine or self._machine()))
+
     async def close(self) -> None:
         """Stops every runner, whatever it is doing. ``acquire`` refuses from now on."""
         self._is_closed = True
         for resident in list(self._residents.values()):
             resident.num_users = 0
-            self._retire(resident)
+            self._retire(resident, Unload.SHUTDOWN)
             self._stop_if_idle(resident)
         for task in self._tasks:
             if task.get_name().startswith(_LOAD):
@@ -136,6 +145,7 @@ class Scheduler:
             await asyncio.wait(self._tasks)
         for resident in list(self._residents.values()):  # their loads were cancelled before they began
             self._forget(resident, ShuttingDownError())
+        self.devices.close()
 
     # ---- entering and leaving ------------------------------------------------------------------
 
@@ -147,11 +157,17 @@ class Scheduler:
             return resident
         if self._num_waiting >= self._settings.max_queue:
             raise QueueFullError
-        self._num_waiting += 1
+        self._count_waiting(1)
+        asked_at = self._clock.monotonic()
         try:
             return await self._enter_slowly(model, options)
         finally:
-            self._num_waiting -= 1
+            self._count_waiting(-1)
+            self._observer.waited(self._clock.monotonic() - asked_at)
+
+    def _count_waiting(self, change: int) -> None:
+        self._num_waiting += change
+        self._observer.queued(self._num_waiting)
 
     async def _enter_slowly(self, model: ModelFile, options: LoadOptions) -> Resident:
         keep_alive_s = self._settings.keep_alive_s
@@ -184,7 +200,7 @@ class Scheduler:
             if not is_right:
                 self._leave(resident)
         if not is_right:
-            self._retire(resident)
+            self._retire(resident, Unload.RELOAD)
         return is_right
 
     def _must_reload(self, resident: Resident, options: LoadOptions) -> bool:
@@ -206,14 +222,14 @@ class Scheduler:
 
     def _await_expiry(self, resident: Resident) -> None:
         if resident.keep_alive_s <= 0:
-            self._retire(resident)
+            self._retire(resident, Unload.ASKED)
         elif resident.keep_alive_s < FOREVER_S:
             resident.timer = self._clock.call_later(resident.keep_alive_s, lambda: self._expire(resident))
 
     def _expire(self, resident: Resident) -> None:
         if resident.state is State.READY:
             LOG.info("%s was not used for %g s", resident.model.name, resident.keep_alive_s)
-            self._retire(resident)
+            self._retire(resident, Unload.EXPIRED)
 
     # ---- loading -------------------------------------------------------------------------------
 
@@ -229,6 +245,8 @@ class Scheduler:
         async with self._load_lock:
             try:
                 resident.state = State.LOADING
+                began_at = self._clock.monotonic()
+                self._observer.load_started(resident.model.name)
                 await self._load_with_room(resident)
             except SchedulerError as error:
                 LOG.warning("%s did not load: %s", resident.model.name, error)
@@ -240,8 +258,10 @@ class Scheduler:
             except BaseException as error:
                 await self._clear_away(resident, error)
                 raise
-            resident.load_duration_ns = int((self._clock.monotonic() - asked_at) * 1e9)
+            ready_at = self._clock.monotonic()
+            resident.load_duration_ns = int((ready_at - asked_at) * 1e9)
             resident.state = State.READY
+            self._observer.loaded(resident.model.name, ready_at - began_at, resident.phases)
         self._start_task(f"watch {resident.model.name}", self._watch(resident))
         resident.ready.set_result(None)
         if resident.is_idle:  # everybody who wanted it has left
@@ -251,14 +271,16 @@ class Scheduler:
         """Tries, and unloads another model after each refusal for want of memory, until it works or none is left."""
         path = resident.model.path
         resident.header = await asyncio.to_thread(self._estimates.header, path)
-        resident.request = resolve(resident.options, resident.header, self._settings)
-        estimate = await asyncio.to_thread(self._estimates.memory, path, resident.request)
         while True:
             machine = self._machine()
+            case = Case(path, resident.options, self._settings, machine)
+            resident.request = await asyncio.to_thread(request_for, self._estimates, case)
+            devices = device_names(machine.gpus)
+            estimate = await asyncio.to_thread(self._estimates.memory, path, resident.request, devices)
             resident.num_gpus = len(machine.gpus)
             others = [r for r in self._residents.values() if r is not resident and r.has_process]
             if len(others) >= self._max_loaded(machine):
-                await self._evict(others)
+                await self._evict(others, Eviction.MAX_MODELS)
                 continue
             num_gpu = -1 if resident.options.num_gpu is None else resident.options.num_gpu
             situation = Situation(resident.request, machine, LayoutRules(num_gpu=num_gpu, require_full=bool(others)))
@@ -268,7 +290,7 @@ class Scheduler:
             except (RequireFullError, SystemMemoryError):
                 if not others:
                     raise
-                await self._evict(others)
+                await self._evict(others, Eviction.MEMORY)
             else:
                 return
 
@@ -283,6 +305,7 @@ class Scheduler:
             await started.stop()
             raise
         resident.layout, resident.memory = up.loaded.layout, up.loaded.memory
+        resident.phases = {"process": up.process_s, "layout": up.layout_s, "weights": up.weights_s}
         LOG.info(
             "%s loaded: process %.3f s, layout and memory %.3f s, weights %.3f s",
             *(resident.model.name, up.process_s, up.layout_s, up.weights_s),
@@ -291,23 +314,25 @@ class Scheduler:
     def _max_loaded(self, machine: Machine) -> int:
         return self._settings.max_loaded_models or AUTO_MODELS_PER_GPU * max(1, len(machine.gpus))
 
-    async def _evict(self, others: list[Resident]) -> None:
+    async def _evict(self, others: list[Resident], reason: Eviction) -> None:
         """Returns when one of ``others`` is gone."""
         leaving = next((r for r in others if r.is_on_its_way_out), None)
         victim = leaving or choose_victim(others)
         assert victim is not None  # whoever has a process is ready or leaving: only one loads at a time
         if victim is not leaving:
             LOG.info("unloading %s to make room", victim.model.name)
-            self._retire(victim)
+            self._observer.evicted(victim.model.name, reason, victim.memory.total_bytes if victim.memory else 0)
+            self._retire(victim, Unload.EVICTED)
         await victim.gone.wait()
 
     # ---- leaving -------------------------------------------------------------------------------
 
-    def _retire(self, resident: Resident) -> None:
+    def _retire(self, resident: Resident, reason: Unload) -> None:
         """Takes no new request from now on, and stops when nobody uses it."""
         if resident.state is not State.READY:
             return
         resident.state = State.LEAVING
+        resident.unload = reason
         resident.cancel_timer()
         self._stop_if_idle(resident)
 
@@ -326,6 +351,8 @@ class Scheduler:
         last_words = await resident.started.process.wait()
         if resident.state in (State.READY, State.LEAVING):
             LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
+            resident.unload = Unload.CRASHED
+            self._observer.crashed(resident.model.name)
             await self._clear_away(resident)
 
     async def _clear_away(self, resident: Resident, error: BaseException | None = None) -> None:
@@ -339,12 +366,24 @@ class Scheduler:
 
     def _forget(self, resident: Resident, error: BaseException | None = None) -> None:
         """``error`` is what those get who still wait for it to load."""
+        if resident.state is State.GONE:
+            return
+        self._tell_end(resident, error)
         resident.state = State.GONE
         if self._residents.get(resident.model.path) is resident:
             del self._residents[resident.model.path]
         resident.gone.set()
         if error is not None and not resident.ready.done():
             resident.ready.set_exception(error)
+
+    def _tell_end(self, resident: Resident, error: BaseException | None) -> None:
+        name = resident.model.name
+        if error is None:
+            self._observer.unloaded(name, resident.unload)
+            return
+        if isinstance(error, RunnerExitedError):
+            self._observer.crashed(name)
+        self._observer.load_failed(name, error)
 
     def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

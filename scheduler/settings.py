@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,8 @@ class SchedulerSettings:
     context_length: int = 0  # tokens per sequence when a request does not say; 0: 4096
     kernels: str | None = None  # "fast" or "reference"; None: the runner's default
     cpu_isa: str | None = None  # instruction set of the CPU kernels; None: the best one
-    devices: str = ""  # "", "auto" or "cpu"
+    devices: str = ""  # "", "auto", "cpu" or "sim:8GiB,sim:6GiB"
+    sim_ledger: Path | None = None  # folder in which simulated devices are counted; None: one is made
     debug: bool = False  # runner output at level DEBUG of the runner
 
     @property

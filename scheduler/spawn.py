@@ -42,6 +42,7 @@ def _environment(settings: SchedulerSettings) -> dict[str, str]:
         "SHALE_KERNELS": settings.kernels,
         "SHALE_CPU_ISA": settings.cpu_isa,
         "SHALE_DEVICES": settings.devices,
+        "SHALE_SIM_LEDGER": str(settings.sim_ledger) if settings.sim_ledger else None,
         "SHALE_DEBUG": "1" if settings.debug else None,
     }
     return {name: value for name, value in values.items() if value}

@@ -16,7 +16,10 @@ from scheduler.settings import SchedulerSettings
 from server import version
 from server.catalog import Catalog
 from server.errors import ApiError, Failure, body_of, failure_of
+from server.metrics import Metrics
 from server.routes import access, ollama, openai
+from server.routes import metrics as metrics_route
+from server.routes.meter import Meter
 from server.routes.reply import json_response
 from server.routes.service import Service
 from server.schemas.messages import MessageError
@@ -29,11 +32,12 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
 
     Raises the scheduler's SettingsError for devices that cannot be used.
     """
-    scheduler = Scheduler(scheduler_settings(settings))
+    metrics = Metrics()
+    scheduler = Scheduler(scheduler_settings(settings), observer=metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(settings, catalog or Catalog(settings.models), scheduler)
+        app.state.service = Service(settings, catalog or Catalog(settings.models), scheduler, metrics)
         try:
             yield
         finally:
@@ -42,7 +46,9 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
     app = FastAPI(title="Shale", version=version(), lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(ollama.router)
     app.include_router(openai.router)
+    app.include_router(metrics_route.router)
     _add_access_rules(app, settings)
+    app.add_middleware(Meter, metrics=metrics)  # last, which makes it the outermost
     _add_error_handlers(app)
     return app
 
@@ -58,6 +64,7 @@ def scheduler_settings(settings: Settings) -> SchedulerSettings:
         kernels=settings.kernels,
         cpu_isa=None if settings.cpu_isa == "auto" else settings.cpu_isa,
         devices=settings.devices,
+        sim_ledger=settings.sim_ledger,
         debug=settings.debug,
     )
 

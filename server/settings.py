@@ -132,7 +132,13 @@ class Settings:
         Row("KEEP_ALIVE", parse_keep_alive_setting, "how long an idle model stays loaded (5m); negative: for ever"),
     ] = 300.0
     num_parallel: Annotated[int, Row("NUM_PARALLEL", _whole(1), "sequences that a model works on at a time (1)")] = 1
-    devices: Annotated[str, Row("DEVICES", str, "devices to use; empty: what the machine has", False)] = ""
+    devices: Annotated[
+        str, Row("DEVICES", str, "devices to use: auto, cpu, or simulated ones (sim:8GiB,sim:6GiB); empty: auto", False)
+    ] = ""
+    sim_ledger: Annotated[
+        Path | None,
+        Row("SIM_LEDGER", _directory, "folder in which simulated devices are counted; empty: one is made", False),
+    ] = None
     kernels: Annotated[
         str, Row("KERNELS", _one_of("fast", "reference"), "CPU kernels: fast, or reference (plain NumPy, slow)", False)
     ] = "fast"

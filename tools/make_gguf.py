@@ -50,6 +50,8 @@ class Shape:
     is_tied: bool
     rope_factor: float | None = None  # Llama 3's long-context scaling, stored as the tensor rope_freqs
     has_qk_norm: bool = False
+    num_experts: int = 0  # feed_forward_length is that of one
+    num_experts_used: int = 0
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -62,6 +64,11 @@ SHAPES: Mapping[str, Shape] = {
     "llama-70b": Shape(
         "llama", 128256, 80, 8192, 28672, 64, 8, 128, 131072, 5e5, 1e-5, llama3_vocabulary, False, rope_factor=8.0
     ),
+    # The sizes of Qwen3-30B-A3B under Mixtral's tensor names.
+    "llama-30b-a3b": Shape(
+        "llama", 151936, 48, 2048, 768, 32, 4, 128, 40960, 1e6, 1e-6, chatml_vocabulary, False, num_experts=128,
+        num_experts_used=8,
+    ),  # fmt: skip
     "qwen3-0.6b": Shape(
         "qwen3", 151936, 28, 1024, 3072, 16, 8, 128, 40960, 1e6, 1e-6, chatml_vocabulary, True, has_qk_norm=True
     ),
@@ -107,6 +114,8 @@ def _metadata(shape: Shape, recipe: Recipe) -> dict[str, Any]:
         "rope.dimension_count": shape.head_dim,
         "vocab_size": shape.num_vocab,
     }
+    if shape.num_experts:
+        facts |= {"expert_count": shape.num_experts, "expert_used_count": shape.num_experts_used}
     return {
         "general.architecture": shape.architecture,
         "general.type": "model",
@@ -123,8 +132,7 @@ def _tensors(shape: Shape, recipe: Recipe, pool: Bytes | None) -> list[Tensor]:
     width, heads, kv = shape.embedding_length, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     hidden = shape.feed_forward_length
 
-    def matrix(name: str, type_name: str, num_columns: int, num_rows: int) -> Tensor:
-        size = (num_columns, num_rows)
+    def matrix(name: str, type_name: str, *size: int) -> Tensor:
         seed = zlib.crc32(name.encode())
         data = None if pool is None else partial(block_chunks, type_name, size, pool, seed, _STD)
         return Tensor(name, type_name, size, data)
@@ -149,9 +157,14 @@ def _tensors(shape: Shape, recipe: Recipe, pool: Bytes | None) -> list[Tensor]:
             matrix(prefix + "attn_k.weight", recipe.base, width, kv),
             matrix(prefix + "attn_v.weight", more, width, kv),
             matrix(prefix + "attn_output.weight", recipe.base, heads, width),
-            matrix(prefix + "ffn_gate.weight", recipe.base, width, hidden),
-            matrix(prefix + "ffn_up.weight", recipe.base, width, hidden),
-            matrix(prefix + "ffn_down.weight", more, hidden, width),
+        ]
+        experts, ending = ((shape.num_experts,), "_exps.weight") if shape.num_experts else ((), ".weight")
+        if experts:
+            tensors.append(matrix(prefix + "ffn_gate_inp.weight", "F32", width, *experts))
+        tensors += [
+            matrix(prefix + "ffn_gate" + ending, recipe.base, width, hidden, *experts),
+            matrix(prefix + "ffn_up" + ending, recipe.base, width, hidden, *experts),
+            matrix(prefix + "ffn_down" + ending, more, hidden, width, *experts),
         ]
     return tensors
 

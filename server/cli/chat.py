@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from server.cli.client import Client, CommandError
+from server.cli.progress import load_bar
 
 PROMPT = ">>> "
 HELP = "/bye leaves, /clear forgets the conversation, Ctrl-C stops an answer."
@@ -35,7 +36,8 @@ class Conversation:
 
     def load(self) -> None:
         """Load the model, so that the first answer does not wait for it. Raises CommandError."""
-        self._client.post("/api/chat", {"model": self._model, "options": self._options, "stream": False})
+        with load_bar(self._client, self._model):
+            self._client.post("/api/chat", {"model": self._model, "options": self._options, "stream": False})
 
     def ask(self, text: str) -> None:
         """Print the answer as it comes. Ctrl-C ends it early; what came until then stays in the conversation."""
@@ -53,7 +55,7 @@ class Conversation:
     def _print(self, parts: Iterator[dict[str, Any]]) -> str:
         answer = ""
         try:
-            for part in parts:
+            for part in self._from_first(parts):
                 piece = part["message"]["content"]
                 answer += piece
                 print(piece, end="", flush=True)
@@ -63,6 +65,14 @@ class Conversation:
             if not sys.stdin.isatty():
                 raise
         return answer
+
+    def _from_first(self, parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The same parts; a bar shows while the model loads, for as long as the first is waited for."""
+        with load_bar(self._client, self._model):
+            first = next(parts, None)
+        if first is not None:
+            yield first
+            yield from parts
 
 
 def timings(end: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ import typer
 from scheduler.errors import SettingsError
 from server import version
 from server.cli.client import Client, CommandError
-from server.cli.tables import columns, human_bytes, since, until
+from server.cli.tables import UNKNOWN, columns, human_bytes, loading, since, until
+from server.schemas.options import OptionError
 from server.settings import SettingError, Settings, rows
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ def main() -> None:
     """Run the command line. An error is one line, and exit status 1."""
     try:
         app()
-    except (CommandError, SettingError, SettingsError) as error:
+    except (CommandError, OptionError, SettingError, SettingsError) as error:
         print(f"shale: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -101,16 +102,22 @@ def show(model: Model, template: Annotated[bool, typer.Option(help="Print the ch
 
 @app.command()
 def ps() -> None:
-    """List the models that are loaded."""
-    rows = [_loaded(model) for model in Client.of_environment().get("/api/ps")["models"]]
-    print(columns(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), rows))
+    """List the models that are loaded, loading or stopping."""
+    rows = [_resident(model) for model in Client.of_environment().get("/api/ps")["models"]]
+    print(columns(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "STATE", "UNTIL"), rows))
 
 
-def _loaded(model: dict[str, Any]) -> tuple[str, ...]:
-    on_gpu = round(100 * model["size_vram"] / model["size"]) if model["size"] else 0
-    processor = {0: "100% CPU", 100: "100% GPU"}.get(on_gpu, f"{100 - on_gpu}%/{on_gpu}% CPU/GPU")
-    size, context = human_bytes(model["size"]), str(model["context_length"])
-    return model["name"], model["digest"][:12], size, processor, context, until(model["expires_at"])
+def _resident(model: dict[str, Any]) -> tuple[str, ...]:
+    size = human_bytes(model["size"]) if "size" in model else UNKNOWN
+    processor = _processor(model["size"], model["size_vram"]) if "size" in model else UNKNOWN
+    context = str(model.get("context_length", UNKNOWN))
+    state = loading(model["progress"]) if model["state"] == "loading" else model["state"]
+    return model["name"], model["digest"][:12], size, processor, context, state, until(model["expires_at"])
+
+
+def _processor(size: int, size_vram: int) -> str:
+    on_gpu = round(100 * size_vram / size) if size else 0
+    return {0: "100% CPU", 100: "100% GPU"}.get(on_gpu, f"{100 - on_gpu}%/{on_gpu}% CPU/GPU")
 
 
 @app.command()
@@ -130,6 +137,45 @@ def run(
     options = dict(read_option(each) for each in option or ())
     conversation = Conversation(Client.of_environment(), model, system, options, verbose)
     run_chat(conversation, " ".join(prompt or ()))
+
+
+@app.command()
+def devices() -> None:
+    """List the devices that layers of a model can go to."""
+    from rich.console import Console
+
+    from server.cli.devices import device_table
+
+    Console().print(device_table(Client.of_environment().get("/api/devices")["devices"]))
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Name of a model, or a GGUF file (then no server is needed).")],
+    devices: Annotated[
+        str | None, typer.Option(help="GPUs to think of, such as 24GiB,12GiB; without it, this machine's.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Host memory to think of, such as 64GiB.")] = None,
+    ctx: Annotated[str | None, typer.Option(help="Tokens of context, or auto.")] = None,
+    kv: Annotated[str | None, typer.Option(help="Type of the KV cache: f16 or f32.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Sequences at a time.")] = None,
+    num_gpu: Annotated[int | None, typer.Option(help="Layers to place on GPUs; -1: as many as fit.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the answer of /api/plan.")] = False,
+) -> None:
+    """Show where a model would go, without loading it."""
+    import orjson
+    from rich.console import Console
+
+    from server.cli.plan import ask, draw
+
+    num_ctx = int(ctx) if ctx is not None and ctx.isdecimal() else ctx
+    given = {"devices": devices, "system_memory": memory, "num_ctx": num_ctx, "kv_cache_type": kv,
+             "num_parallel": parallel, "num_gpu": num_gpu}  # fmt: skip
+    answer = ask(model, {name: value for name, value in given.items() if value is not None})
+    if json:
+        print(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+    else:
+        draw(answer, Console(highlight=False))
 
 
 @app.command()

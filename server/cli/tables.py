@@ -14,6 +14,8 @@ PERIODS = (
     (3600, "hour"),
     (60, "minute"),
 )
+UNKNOWN = "-"
+BAR_WIDTH = 16
 FOREVER_S = 3_153_600_000  # a hundred years
 
 
@@ -33,6 +35,11 @@ def human_bytes(number: int) -> str:
             value = number / unit
             return f"{value:.1f} {name}" if value < 10 else f"{value:.0f} {name}"
     return f"{number} B"
+
+
+def loading(progress: float) -> str:
+    """``loading [####            ] 25%``; ASCII, for it goes into pipes as well."""
+    return f"loading [{('#' * int(progress * BAR_WIDTH)).ljust(BAR_WIDTH)}] {int(progress * 100)}%"
 
 
 def human_period(seconds: float) -> str:

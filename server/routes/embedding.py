@@ -11,6 +11,7 @@ from typing import Any
 from runner.protocol import EmbeddingRequest
 from server.catalog import Entry
 from server.errors import InvalidRequestError
+from server.routes.generation import context_notes
 from server.routes.service import Service
 
 Vector = Sequence[float]
@@ -22,6 +23,7 @@ class Embeddings:
     num_tokens: int
     load_duration: int  # ns
     total_duration: int  # ns
+    notes: Mapping[str, Any]
 
 
 async def embed(
@@ -42,14 +44,16 @@ async def embed(
         raise InvalidRequestError(f"field 'dimensions': the model has {width} (found {dimensions})", param="dimensions")
     async with service.acquire(entry, loading, keep_alive_s) as running:
         load_duration = time.perf_counter_ns() - started
+        notes = context_notes(entry, loading, running)
         vectors: Sequence[Vector] = ()
         num_tokens = 0
         if wire.inputs:
             answer = await running.client.embedding(wire)
             vectors, num_tokens = answer.embeddings, sum(answer.prompt_eval_counts)
+            service.metrics.tokens(entry.name, num_tokens, 0)
     if dimensions:
         vectors = [_unit(vector[:dimensions]) for vector in vectors]
-    return Embeddings(vectors, num_tokens, load_duration, time.perf_counter_ns() - started)
+    return Embeddings(vectors, num_tokens, load_duration, time.perf_counter_ns() - started, notes)
 
 
 def _unit(vector: Vector) -> Vector:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from scheduler.scheduler import RunningModel
 
 from runner.protocol import CompletionRequest
+from scheduler.options import load_notes
+from scheduler.scheduler import LoadOptions, RunningModel
 from server.catalog import Entry
 from server.errors import ApiError
 from server.routes.service import Service
@@ -59,7 +60,7 @@ class Final:
     load_duration: int
     total_duration: int
     prompt_tokens: Sequence[int]
-    notes: Mapping[str, int]
+    notes: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ async def run(service: Service, job: Job) -> AsyncGenerator[Piece, None]:
     started = time.perf_counter_ns()
     async with service.acquire(job.entry, job.loading, job.keep_alive_s) as running:
         load_duration = time.perf_counter_ns() - started
+        notes = context_notes(job.entry, job.loading, running)
         for choice, prepared in enumerate(await job.prepare(running)):
             lines = await running.client.completion(prepared.request)
             async with aclosing(lines):
@@ -115,7 +117,10 @@ async def run(service: Service, job: Job) -> AsyncGenerator[Piece, None]:
                     line = orjson.loads(raw)
                     if "error" in line:
                         raise EngineError(str(line["error"]))
-                    yield _piece(choice, line, prepared, load_duration, started)
+                    piece = _piece(choice, line, {**prepared.notes, **notes}, load_duration, started)
+                    if piece.final is not None:
+                        service.metrics.tokens(job.entry.name, piece.final.prompt_eval_count, piece.final.eval_count)
+                    yield piece
 
 
 async def wholes(pieces: AsyncGenerator[Piece, None]) -> list[Whole]:
@@ -127,7 +132,13 @@ async def wholes(pieces: AsyncGenerator[Piece, None]) -> list[Whole]:
     return [found[choice] for choice in sorted(found)]
 
 
-def _piece(choice: int, line: Mapping[str, Any], prepared: Prepared, load_duration: int, started: int) -> Piece:
+def context_notes(entry: Entry, loading: Mapping[str, Any], running: RunningModel) -> dict[str, list[str]]:
+    """Field ``notes`` for the answer where the context is not the number that was asked for; empty where it is."""
+    notes = load_notes(LoadOptions(**loading), entry.facts.context_length or 0, running.num_ctx)
+    return {"notes": list(notes)} if notes else {}
+
+
+def _piece(choice: int, line: Mapping[str, Any], notes: Mapping[str, Any], load_duration: int, started: int) -> Piece:
     tokens, logprobs = line.get("tokens", ()), line.get("logprobs", ())
     if not line.get("done"):
         return Piece(choice, line.get("content", ""), tokens, logprobs)
@@ -141,6 +152,6 @@ def _piece(choice: int, line: Mapping[str, Any], prepared: Prepared, load_durati
         load_duration=load_duration,
         total_duration=time.perf_counter_ns() - started,
         prompt_tokens=line.get("prompt_tokens", ()),
-        notes=prepared.notes,
+        notes=notes,
     )
     return Piece(choice, line.get("content", ""), tokens, logprobs, final)

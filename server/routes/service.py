@@ -14,6 +14,7 @@ from scheduler.scheduler import LoadOptions, ModelFile, RunningModel, Scheduler
 from server.catalog import Catalog, Entry
 from server.chat_template import FALLBACK_TEMPLATE, ChatTemplate, TemplateError
 from server.errors import ApiError, InvalidRequestError, ModelNotFoundError
+from server.metrics import Metrics
 from server.settings import Settings
 
 NOT_FOUND = "model '{}' not found"
@@ -28,6 +29,7 @@ class Service:
     settings: Settings
     catalog: Catalog
     scheduler: Scheduler
+    metrics: Metrics
     _templates: dict[str, ChatTemplate] = field(default_factory=dict)
 
     async def find(self, name: str, missing: str = NOT_FOUND) -> Entry:

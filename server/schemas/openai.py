@@ -95,7 +95,7 @@ class GenerationRequest(Request):
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     truncate: bool | None = None
-    num_ctx: int | None = None
+    num_ctx: int | Literal["auto"] | None = None
     keep_alive: KeepAlive = None
     return_token_ids: bool | None = None
 
@@ -166,5 +166,5 @@ class EmbeddingRequest(Request):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
     truncate: bool | None = None
-    num_ctx: int | None = None
+    num_ctx: int | Literal["auto"] | None = None
     keep_alive: KeepAlive = None

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from runner.protocol import SamplingOptions
+from scheduler.options import AUTO
 
 MAX_INTEGER = 2**63 - 1
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -35,6 +36,17 @@ def _number(value: Any) -> float:
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("boolean")
+    return value
+
+
+def _context_length(value: Any) -> int | str:
+    """A number of tokens, or "auto"."""
+    return AUTO if value == AUTO else _integer(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("string")
     return value
 
 
@@ -67,12 +79,14 @@ SAMPLING: Mapping[str, Callable[[Any], Any]] = {
 """Options of one completion, named as the fields of ``SamplingOptions``."""
 
 LOADING: Mapping[str, tuple[Callable[[Any], Any], int | None]] = {
-    "num_ctx": (_integer, 4),
+    "num_ctx": (_context_length, 4),
     "num_batch": (_integer, 1),
     "num_thread": (_integer, 0),
     "num_gpu": (_integer, -1),
     "main_gpu": (_integer, 0),
     "use_mmap": (_boolean, None),
+    "kv_cache_type": (_text, None),
+    "num_parallel": (_integer, 1),
 }
 """Options that a model is loaded with, and the least value each may have."""
 
@@ -123,7 +137,7 @@ def read_loading(name: str, value: Any) -> Any:
     """Check one load-time option. Raises OptionError."""
     read, minimum = LOADING[name]
     value = _read(name, value, read)
-    if minimum is not None and value < minimum:
+    if minimum is not None and value != AUTO and value < minimum:
         raise OptionError(f'option "{name}" must be at least {minimum} (found {value})')
     return value
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner.footprint import DeviceName
 from runner.protocol import DeviceMemory, Health, LoadRequest, LoadResponse, Memory, Operation, Status
 from scheduler.client import RunnerClient
 from scheduler.devices import Machine, SystemMemory
@@ -79,7 +80,7 @@ class ScriptedProcess(RunnerProcess):
 
 
 class ScriptedClient:
-    """Answers load operations with what the model takes; ready once ``gate`` is set."""
+    """Answers load operations with what the model takes; says its ``progress``, and is ready once ``gate`` is set."""
 
     def __init__(self, memory: Memory, gate: asyncio.Event, failure: Exception | None = None) -> None:
         self.memory = memory
@@ -87,6 +88,7 @@ class ScriptedClient:
         self.failure = failure
         self.requests: list[LoadRequest] = []
         self.is_closed = False
+        self.progress: list[float] = []
 
     async def load(self, request: LoadRequest) -> LoadResponse:
         self.requests.append(request)
@@ -97,11 +99,26 @@ class ScriptedClient:
     async def health(self) -> Health:
         if not self.requests:
             return Health(status=Status.LAUNCHED)
+        if self.progress:
+            return Health(status=Status.LOADING, progress=self.progress.pop(0))
         await self.gate.wait()
         return Health(status=Status.READY, progress=1.0)
 
     async def aclose(self) -> None:
         self.is_closed = True
+
+
+class Recorder:
+    """An observer that keeps what it is told: the call's name, then its arguments."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.events.append((name, *arguments))
+
+    def of(self, *names: str) -> list[tuple[Any, ...]]:
+        return [event for event in self.events if event[0] in names]
 
 
 class World:
@@ -113,14 +130,17 @@ class World:
         self.sizes: dict[str, int] = {}
         self.trained: dict[str, int] = {}
         self.failures: dict[str, Exception] = {}
+        self.progress: dict[str, list[float]] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.started: list[tuple[str, Started]] = []
+        self.observer = Recorder()
         self.scheduler = Scheduler(
             SchedulerSettings(**settings),
             spawn=self.spawn,
             clock=self.clock,
             estimates=self,
             machine=self.machine,
+            observer=self.observer,
         )
 
     @staticmethod
@@ -146,7 +166,7 @@ class World:
     def header(self, path: Path) -> ModelHeader:
         return ModelHeader("llama", self.trained.get(path.stem, 8192))
 
-    def memory(self, path: Path, request: LoadRequest) -> Memory:
+    def memory(self, path: Path, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
         return memory_of(self.sizes.get(path.stem, GIB))
 
     def machine(self) -> Machine:
@@ -160,6 +180,7 @@ class World:
             gate.set()
         client = ScriptedClient(self.memory(model.path, LoadRequest(operation=Operation.FIT)), gate)
         client.failure = self.failures.get(model.name)
+        client.progress = self.progress.get(model.name, [])
         started = Started(ScriptedProcess(model.name, 0, ""), client)
         self.started.append((model.name, started))
         return started

@@ -118,15 +118,6 @@ async def test_a_cancelled_reader_can_close(start_fake):
         await task
 
 
-async def test_a_reader_that_does_not_read_slows_the_runner(start_fake):
-    """What is waiting to be read stays bounded, however much there is."""
-    client = (await start_fake(tokens=60_000)).client
-    stream = await client.completion(REQUEST)
-    await asyncio.sleep(0.3)
-    assert stream._lines._connection._unread_bytes < 2**20
-    assert sum([1 async for _ in stream]) == 60_001
-
-
 async def test_load_health_and_tokens(start_fake):
     client = (await start_fake()).client
     assert (await client.health()).status == Status.LAUNCHED

@@ -136,13 +136,23 @@ async def test_swings_between_39_and_41_and_settles_on_40():
     assert num_placed(loaded.layout) == 40
 
 
-async def test_where_none_between_can_be_had_the_lower_one_is_restored():
-    """40 does not prove itself either, so the runner is taken back to the 39 that did, before it goes on."""
+async def test_where_none_between_can_be_had_the_lower_one_is_used():
     graphs = {41: 200, 40: 200, 39: 0}
     runner = ScriptedRunner(model([100] * 60, graph_of=lambda layout: graphs.get(num_placed(layout), 0)))
     loaded = await load(runner, situation(free=4100), num_layers=60)
     assert num_placed(loaded.layout) == 39
     assert runner.posts[-2:] == [(ALLOC, 39), (COMMIT, 39)]
+
+
+async def test_what_is_committed_was_the_last_to_be_allocated():
+    """Neither 40 nor 39 again can be had for a moment: the runner is taken back to 39 before it commits."""
+    graphs = {41: 200, 40: 200, 39: 0}
+    runner = ScriptedRunner(model([100] * 60, graph_of=lambda layout: graphs.get(num_placed(layout), 0)))
+    second_alloc = [(ALLOC, 39), (ALLOC, 40), (ALLOC, 39)]
+    runner.refuses = lambda request: "busy" if runner.posts[-3:] == second_alloc else ""
+    loaded = await load(runner, situation(free=4100), num_layers=60)
+    assert num_placed(loaded.layout) == 39
+    assert runner.posts[-5:] == [*second_alloc, (ALLOC, 39), (COMMIT, 39)]
 
 
 async def test_a_layout_never_grows():

@@ -65,6 +65,7 @@ def reloads(old, new, num_gpus=0):
         (LoadOptions(num_gpu=3), LoadOptions(), 1, False),
         (LoadOptions(num_gpu=3), LoadOptions(num_gpu=5), 0, False),
         (LoadOptions(), LoadOptions(main_gpu=1), 2, True),
+        (LoadOptions(num_thread=3), LoadOptions(num_thread=0), 0, False),  # 0: as the server likes
     ],
 )
 def test_needs_reload(old, new, num_gpus, expected):

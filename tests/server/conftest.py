@@ -55,13 +55,14 @@ class Site:
     def __init__(self, models: Path, scheduler: Any) -> None:
         from server.app import create_app
         from server.catalog import Catalog
+        from server.metrics import Metrics
         from server.routes.service import Service
         from server.settings import Settings
 
         settings = Settings(models=models)
         self.scheduler = scheduler
         self.app = create_app(settings)
-        self.app.state.service = Service(settings, Catalog(models), scheduler)
+        self.app.state.service = Service(settings, Catalog(models), scheduler, Metrics())
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
         async def send() -> httpx.Response:

@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from runner import protocol
-from scheduler.scheduler import LoadOptions, ModelFile
+from scheduler.devices import Machine, SystemMemory
+from scheduler.scheduler import LoadOptions, ModelFile, ModelState
 
 MEMORY = protocol.Memory(
     input_weights=10, cpu=protocol.DeviceMemory(id="cpu", library="cpu", weights=(5,), cache=(3,), graph=2)
@@ -66,6 +67,7 @@ class StandInScheduler:
         self.unloaded: list[str] = []
         self.streams: list[Lines] = []
         self.num_held = 0
+        self.loading: list[ModelState] = []
 
     @asynccontextmanager
     async def acquire(
@@ -86,9 +88,18 @@ class StandInScheduler:
     def running(self) -> list[SimpleNamespace]:
         return [self._running(ModelFile(*each)) for each in (("gone", None, "00", 1),)]
 
+    def residents(self) -> list[ModelState]:
+        ready = [ModelState(r.model, "ready", 1.0, r.expires_at, r.num_ctx, r) for r in self.running()]
+        return [*ready, *self.loading]
+
+    def machine(self) -> Machine:
+        return Machine(SystemMemory(total_bytes=1000, free_bytes=600, swap_bytes=0))
+
     def _running(self, model: ModelFile) -> SimpleNamespace:
         moment = datetime(2030, 1, 2, tzinfo=UTC)
-        return SimpleNamespace(model=model, client=self, memory=MEMORY, num_ctx=self.num_ctx, expires_at=moment)
+        return SimpleNamespace(
+            model=model, client=self, memory=MEMORY, layout=(), num_ctx=self.num_ctx, expires_at=moment
+        )
 
     # ---- RunnerClient: a token is a byte ---------------------------------------------------------
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from server.routes.ollama import chat, embed, generate, models, tokens
+from server.routes.ollama import chat, embed, generate, machine, models, tokens
 
 router = APIRouter()
-for module in (models, generate, chat, embed, tokens):
+for module in (models, machine, generate, chat, embed, tokens):
     router.include_router(module.router)
 
 __all__ = ["router"]

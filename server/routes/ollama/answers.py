@@ -11,7 +11,7 @@ import orjson
 from fastapi import Request, Response
 
 from server.errors import Failure, ollama_body
-from server.routes.generation import Final, Job, Piece, run, wholes
+from server.routes.generation import Final, Job, Piece, context_notes, run, wholes
 from server.routes.reply import json_response, streamed, watched
 from server.routes.service import Service
 from server.schemas.ollama import CompletionFields
@@ -52,14 +52,19 @@ async def answer_without_prompt(
 ) -> Response:
     """An empty prompt only loads the model, or with ``keep_alive`` 0 unloads it."""
     unloads = body.keep_alive == 0
-    await watched(request, service.unload(job.entry) if unloads else _load(service, job))
+    notes = await watched(request, _unload(service, job) if unloads else _load(service, job))
     reason = {"done": True, "done_reason": "unload" if unloads else "load"}
-    return json_response({"model": body.model, "created_at": now(), **shape(""), **reason})
+    return json_response({"model": body.model, "created_at": now(), **shape(""), **reason, **notes})
 
 
-async def _load(service: Service, job: Job) -> None:
-    async with service.acquire(job.entry, job.loading, job.keep_alive_s):
-        pass
+async def _load(service: Service, job: Job) -> dict[str, list[str]]:
+    async with service.acquire(job.entry, job.loading, job.keep_alive_s) as running:
+        return context_notes(job.entry, job.loading, running)
+
+
+async def _unload(service: Service, job: Job) -> dict[str, list[str]]:
+    await service.unload(job.entry)
+    return {}
 
 
 async def _objects(

@@ -34,6 +34,7 @@ async def embed(request: Request) -> Response:
         "total_duration": found.total_duration,
         "load_duration": found.load_duration,
         "prompt_eval_count": found.num_tokens,
+        **found.notes,
     }
     return json_response({name: value for name, value in answer.items() if value or name == "embeddings"})
 
@@ -47,7 +48,7 @@ async def embeddings(request: Request) -> Response:
     entry = await service.find(body.model, NOT_FOUND_TRY_PULLING)
     wire = EmbeddingRequest(inputs=(body.prompt,) if body.prompt else (), normalize=False)
     found = await watched(request, embed_inputs(service, entry, loading, body.keep_alive, wire))
-    return json_response({"embedding": found.vectors[0] if found.vectors else []})
+    return json_response({"embedding": found.vectors[0] if found.vectors else [], **found.notes})
 
 
 def _inputs(given: Any) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
-from scheduler.scheduler import RunningModel
 
 from runner.gguf import GGUFFile, StringArray, open_gguf
+from scheduler.report import device_rows, vram_bytes
+from scheduler.scheduler import ModelState, RunningModel
 from server import version
 from server.catalog import Entry, clean_text, human_count
 from server.errors import ModelNotFoundError
@@ -50,11 +51,11 @@ async def tags(request: Request) -> Response:
 
 @router.api_route("/api/ps", methods=GET_OR_HEAD)
 async def ps(request: Request) -> Response:
-    """Loaded models, the one that stays longest first."""
+    """Models that are loading, loaded or stopping, the one that stays longest first."""
     service = service_of(request)
-    running = sorted(service.scheduler.running(), key=lambda each: each.expires_at, reverse=True)
     known = {entry.name: entry for entry in await asyncio.to_thread(service.catalog.entries)}
-    return json_response({"models": [_loaded(each, known.get(each.model.name)) for each in running]})
+    residents = service.scheduler.residents()
+    return json_response({"models": [_resident(each, known.get(each.model.name)) for each in residents]})
 
 
 @router.post("/api/show")
@@ -94,17 +95,30 @@ def _tag(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _loaded(running: RunningModel, entry: Entry | None) -> dict[str, Any]:
-    """``entry`` is None for a model whose file has gone while it is loaded."""
-    return {
-        "name": running.model.name,
-        "model": running.model.name,
-        "size": running.memory.total_bytes,
-        "digest": running.model.digest,
+def _resident(resident: ModelState, entry: Entry | None) -> dict[str, Any]:
+    """What is not known yet of a model that is loading is left out, as Ollama's clients expect of what is empty.
+
+    ``entry`` is None for a model whose file has gone meanwhile.
+    """
+    answer = {
+        "name": resident.model.name,
+        "model": resident.model.name,
+        "digest": resident.model.digest,
         "details": details(entry) if entry else {},
-        "expires_at": rfc3339(running.expires_at),
-        "size_vram": running.memory.gpu_bytes,
-        "context_length": running.num_ctx,
+        "expires_at": rfc3339(resident.expires_at),
+        "state": resident.state,
+        "progress": round(resident.progress, 4),
+    }
+    if resident.num_ctx is not None:
+        answer["context_length"] = resident.num_ctx
+    return answer | (_measured(resident.running) if resident.running else {})
+
+
+def _measured(running: RunningModel) -> dict[str, Any]:
+    return {
+        "size": running.memory.total_bytes,
+        "size_vram": vram_bytes(running.memory),
+        "devices": device_rows(running.memory, running.layout),
     }
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from server.routes.openai import chat, completions, embeddings, models
 
-router = APIRouter(prefix="/v1")
+router = APIRouter()
 for module in (models, chat, completions, embeddings):
     router.include_router(module.router)
 

@@ -105,11 +105,12 @@ async def _events(
     yield DONE
 
 
-def _notes(ends: Sequence[Final]) -> dict[str, int]:
-    notes: dict[str, int] = {}
+def _notes(ends: Sequence[Final]) -> dict[str, Any]:
+    """Of counts the largest; sentences are the same for all choices."""
+    notes: dict[str, Any] = {}
     for end in ends:
-        for name, count in end.notes.items():
-            notes[name] = max(notes.get(name, 0), count)
+        for name, value in end.notes.items():
+            notes[name] = max(notes.get(name, value), value)
     return notes
 
 

@@ -22,7 +22,7 @@ from server.schemas.openai import ChatCompletionRequest
 router = APIRouter()
 
 
-@router.post("/chat/completions")
+@router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
     service = service_of(request)
     body = await read_request(request, ChatCompletionRequest)

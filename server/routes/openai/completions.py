@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from scheduler.scheduler import RunningModel
 
 from runner.protocol import CompletionRequest as WireCompletionRequest
 from runner.protocol import SamplingOptions
+from scheduler.scheduler import RunningModel
 from server.routes.body import read_request
 from server.routes.generation import Job, Piece, Prepared, Whole
 from server.routes.openai.answers import answer
@@ -24,7 +24,7 @@ from server.schemas.openai import Prompt as GivenPrompt
 router = APIRouter()
 
 
-@router.post("/completions")
+@router.post("/v1/completions")
 async def completions(request: Request) -> Response:
     service = service_of(request)
     body = await read_request(request, CompletionRequest)

@@ -21,7 +21,7 @@ from server.schemas.options import read_loading
 router = APIRouter()
 
 
-@router.post("/embeddings")
+@router.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
     service = service_of(request)
     body = await read_request(request, EmbeddingRequest)
@@ -35,7 +35,7 @@ async def embeddings(request: Request) -> Response:
         for index, vector in enumerate(found.vectors)
     ]
     usage = {"prompt_tokens": found.num_tokens, "total_tokens": found.num_tokens}
-    return json_response({"object": "list", "data": rows, "model": body.model, "usage": usage})
+    return json_response({"object": "list", "data": rows, "model": body.model, "usage": usage, **found.notes})
 
 
 def to_base64(vector: Sequence[float]) -> str:

@@ -14,13 +14,13 @@ from server.routes.service import service_of
 router = APIRouter()
 
 
-@router.get("/models")
+@router.get("/v1/models")
 async def models(request: Request) -> Response:
     entries = await asyncio.to_thread(service_of(request).catalog.entries)
     return json_response({"object": "list", "data": [_model(entry) for entry in entries]})
 
 
-@router.get("/models/{name:path}")
+@router.get("/v1/models/{name:path}")
 async def model(request: Request, name: str) -> Response:
     return json_response(_model(await service_of(request).find(name)))
 

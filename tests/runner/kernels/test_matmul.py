@@ -144,6 +144,15 @@ def test_passes_over_many_columns_do_not_change_a_bit(isa: str, name: str) -> No
     assert_array_equal(product(x, matrix, form="panel"), product(x, matrix, form="direct"))
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16"])
+def test_tokens_that_threads_share_out_do_not_change_a_bit(isa: str, name: str) -> None:
+    """One panel and 200 tokens: more threads than panels, so that the tokens are cut too."""
+    _cpu.set_num_threads(5)
+    matrix, x = packed(name, random_rows(name, 16, 256), 256), activations(200, 256)
+    together = product(x, matrix)
+    assert_array_equal(together, np.concatenate([product(x[i : i + 8], matrix) for i in range(0, 200, 8)]))
+
+
 def test_several_matrices_of_mixed_types_share_one_call(isa: str) -> None:
     x = activations(6, 256)
     matrices = [packed(name, random_rows(name, 16 + i, 256), 256) for i, name in enumerate(("Q4_K", "F32", "Q8_0"))]

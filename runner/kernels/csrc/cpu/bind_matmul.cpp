@@ -104,7 +104,8 @@ int64_t packed_bytes(int type_id, int64_t rows, int64_t cols) {
   const StoredType& type = stored_type(check_type(type_id, cols));
   if (rows <= 0 || rows >= int64_t{1} << 31) fail(std::to_string(rows) + " rows; allowed are 1 to 2^31 - 1");
   const int64_t panels = num_panels(rows), bytes = type.panel_bytes(cols);
-  if (panels > (int64_t{1} << 62) / bytes) fail(std::to_string(rows) + " rows of " + std::to_string(bytes) + " bytes: too large");
+  if (panels > (int64_t{1} << 62) / bytes)
+    fail(std::to_string(rows) + " rows of " + std::to_string(bytes) + " bytes: too large");
   return panels * bytes;
 }
 
@@ -191,7 +192,8 @@ void bound_embed(int type_id, const Array& source, int64_t cols, const Array& id
   const auto* values = static_cast<const int32_t*>(ids.data());
   for (int64_t t = 0; t < num_ids; ++t) {
     if (values[t] < 0 || values[t] >= rows) {
-      fail("ids[" + std::to_string(t) + "] is " + std::to_string(values[t]) + "; allowed are 0 to " + std::to_string(rows - 1));
+      fail("ids[" + std::to_string(t) + "] is " + std::to_string(values[t]) + "; allowed are 0 to " +
+           std::to_string(rows - 1));
     }
   }
   const auto* raw = static_cast<const uint8_t*>(source.data());

@@ -1,7 +1,8 @@
 // One GGUF row as float: the token embeddings.
 //
-// Computes out[c] = value(row, c) * factor, each operation rounded once as in ggml: (d * scale) * code - (dmin * minimum), then
-// times factor. Bit for bit what gguf-py gives when factor is 1. Bytes: the row read once, 4 * cols written.
+// Computes out[c] = value(row, c) * factor, each operation rounded once as in ggml: (d * scale) * code - (dmin *
+// minimum), then times factor. Bit for bit what gguf-py gives when factor is 1. Bytes: the row read once, 4 * cols
+// written.
 #pragma once
 
 #include <cstdint>

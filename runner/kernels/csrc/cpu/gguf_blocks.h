@@ -1,7 +1,7 @@
 // Blocks as GGUF files have them: the codes of 32 columns, and the scales and minima of a block as floats.
 //
-// A value is scale * (code - offset) - minimum, or scale * table[code]: with these roundings, one for each operation, it is
-// what ggml's own dequantization gives. Blocks lie at any address; nothing past Q::bytes is read.
+// A value is scale * (code - offset) - minimum, or scale * table[code]: with these roundings, one for each operation,
+// it is what ggml's own dequantization gives. Blocks lie at any address; nothing past Q::bytes is read.
 #pragma once
 
 #include <cstdint>

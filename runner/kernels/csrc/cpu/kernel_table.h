@@ -31,17 +31,17 @@ struct Product {
   int64_t panel_bytes, rows, cols;
   const Tile* tiles;  // for quantized types
   int num_tiles;
-  const float* x;  // for float types
+  const float* x;                  // for float types
   int64_t first_token, end_token;  // the tiles' tokens; x, out and the tiles count from 0
-  const float* bias;  // or null
-  float* out;         // (tokens, rows)
+  const float* bias;               // or null
+  float* out;                      // (tokens, rows)
 };
 
 // Multiplies the panels [begin, end). scratch: kScratchBytes of this thread's own, 64-byte aligned.
 using Multiply = void (*)(const Product& product, int64_t begin, int64_t end, uint8_t* scratch);
 
-// Panels unpacked together, and columns of them at a time, so that codes and scales stay in a second-level cache of 1 MiB
-// and a tile's activations are read once for all of them.
+// Panels unpacked together, and columns of them at a time, so that codes and scales stay in a second-level cache of 1
+// MiB and a tile's activations are read once for all of them.
 inline constexpr int kPanelsPerPass = 8;
 inline constexpr int64_t kColumnsPerPass = 2048;
 inline constexpr int64_t kScratchBytes =
@@ -49,8 +49,8 @@ inline constexpr int64_t kScratchBytes =
 
 struct KernelTable {
   void (*quantize)(const float* x, int64_t cols, const Tile& tile);
-  // Both give the same bytes. direct unpacks in registers for tiles of kDirectWidths tokens, panel into scratch, once for
-  // all tiles of kPanelWidths tokens. Indexed by the type's place in QuantTypes, then FloatTypes.
+  // Both give the same bytes. direct unpacks in registers for tiles of kDirectWidths tokens, panel into scratch, once
+  // for all tiles of kPanelWidths tokens. Indexed by the type's place in QuantTypes, then FloatTypes.
   Multiply direct[kNumTypes];
   Multiply panel[kNumTypes];
 };

@@ -1,9 +1,9 @@
 // Matrices of float types times activations in float32: both forms of them.
 //
-// Computes out[t][r] = sum over c of w[r][c] * x[t][c] for 16 rows and T tokens at a time. Weights are (column, 16 rows), so
-// they are read once, in order; 16 * T fused multiply-adds for each column.
-// Rounding order: four partial sums, of the columns c with c mod 4 = 0 ... 3, each by fma in ascending order, added as
-// (0 + 1) + (2 + 3); bias is added last.
+// Computes out[t][r] = sum over c of w[r][c] * x[t][c] for 16 rows and T tokens at a time. Weights are (column, 16
+// rows), so they are read once, in order; 16 * T fused multiply-adds for each column. Rounding order: four partial
+// sums, of the columns c with c mod 4 = 0 ... 3, each by fma in ascending order, added as (0 + 1) + (2 + 3); bias is
+// added last.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,11 @@
-// The panel form: many tokens. Panels are unpacked once, then every tile of tokens is multiplied with the unpacked codes.
+// The panel form: many tokens. Panels are unpacked once, then every tile of tokens is multiplied with the unpacked
+// codes.
 //
 // Computes the same as matvec.h, in the same order: a partial sum that leaves the registers between two passes over the
 // columns is stored as the float it is. Scratch of a pass: codes (panel, block, 8 lines), scales and minima
-// (panel, block, scale, 16 rows). The microkernel is one for all types that have as many scales to a block and minima or
-// none; R panels x T tokens of integer and of float sums stay in registers through a pass.
-// For a block of 32 columns: 8 * R * T dot instructions, 8 * R lines and 8 * T words read from the caches.
+// (panel, block, scale, 16 rows). The microkernel is one for all types that have as many scales to a block and minima
+// or none; R panels x T tokens of integer and of float sums stay in registers through a pass. For a block of 32
+// columns: 8 * R * T dot instructions, 8 * R lines and 8 * T words read from the caches.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,8 @@ struct Pass {
   static constexpr int64_t kCodeBytes = 8 * kLine, kFloats = kScales * kPanelRows;  // of a block
 
   explicit Pass(uint8_t* scratch)
-      : codes(scratch), scale(reinterpret_cast<float*>(scratch + kPanelsPerPass * kMaxBlocks * kCodeBytes)),
+      : codes(scratch),
+        scale(reinterpret_cast<float*>(scratch + kPanelsPerPass * kMaxBlocks * kCodeBytes)),
         minimum(scale + kPanelsPerPass * kMaxBlocks * kFloats) {}
   uint8_t* panel_codes(int i) const { return codes + i * kMaxBlocks * kCodeBytes; }
   float* panel_scale(int i) const { return scale + i * kMaxBlocks * kFloats; }
@@ -143,18 +145,26 @@ template <class V, class F, int R>
 void multiply_tiles(const Product& product, const Pass<F::scales>& pass, int i, int64_t panel, const Tile& tile,
                     int offset_shift) {
   switch (tile.width) {  // kPanelWidths
-    case 4: multiply_tile<V, F, R, 4>(product, pass, i, panel, tile, offset_shift); break;
-    case 5: multiply_tile<V, F, R, 5>(product, pass, i, panel, tile, offset_shift); break;
-    case 6: multiply_tile<V, F, R, 6>(product, pass, i, panel, tile, offset_shift); break;
+    case 4:
+      multiply_tile<V, F, R, 4>(product, pass, i, panel, tile, offset_shift);
+      break;
+    case 5:
+      multiply_tile<V, F, R, 5>(product, pass, i, panel, tile, offset_shift);
+      break;
+    case 6:
+      multiply_tile<V, F, R, 6>(product, pass, i, panel, tile, offset_shift);
+      break;
   }
 }
 
 template <class V, class F>
-void multiply_pass(const Product& product, const Pass<F::scales>& pass, int64_t panel, int num_panels, int offset_shift) {
+void multiply_pass(const Product& product, const Pass<F::scales>& pass, int64_t panel, int num_panels,
+                   int offset_shift) {
   constexpr int R = V::rows_per_step;
   for (int k = 0; k < product.num_tiles; ++k) {
     int i = 0;
-    for (; i + R <= num_panels; i += R) multiply_tiles<V, F, R>(product, pass, i, panel + i, product.tiles[k], offset_shift);
+    for (; i + R <= num_panels; i += R)
+      multiply_tiles<V, F, R>(product, pass, i, panel + i, product.tiles[k], offset_shift);
     if constexpr (R > 1) {
       for (; i < num_panels; ++i) multiply_tiles<V, F, 1>(product, pass, i, panel + i, product.tiles[k], offset_shift);
     }

@@ -1,9 +1,9 @@
 // The direct form: few tokens, weights unpacked in registers. One decode step is this kernel with one token.
 //
-// Computes out[t][r] = sum over blocks of x_scale * w_scale * (exact integer dot of 32) - x_sum * w_min, for 16 rows and
-// T tokens at a time. Reads each byte of the weights once, in order; activations stay in the first-level cache.
-// 8 * T dot instructions (a Bytes each) for a block of 32 columns x 16 rows.
-// Rounding order (the panel form keeps the same): blocks ascending, and in a block, for each of its scales,
+// Computes out[t][r] = sum over blocks of x_scale * w_scale * (exact integer dot of 32) - x_sum * w_min, for 16 rows
+// and T tokens at a time. Reads each byte of the weights once, in order; activations stay in the first-level cache. 8 *
+// T dot instructions (a Bytes each) for a block of 32 columns x 16 rows. Rounding order (the panel form keeps the
+// same): blocks ascending, and in a block, for each of its scales,
 //   f = fma(float(dot), w_scale * x_scale, f), then f = fma(-w_min, x_sum, f); bias is added last.
 #pragma once
 
@@ -16,7 +16,8 @@ namespace shale {
 namespace {
 
 template <class V, class Q>
-inline constexpr bool uses_signed_dot = Q::wide && V::signed_wide;  // its dot takes code - 128, so nothing is to correct
+inline constexpr bool uses_signed_dot =
+    Q::wide && V::signed_wide;  // its dot takes code - 128, so nothing is to correct
 
 template <class V, class Q>
 inline constexpr int correction_shift = uses_signed_dot<V, Q> ? kNoOffset : Q::offset_log2;
@@ -29,8 +30,12 @@ struct TileBlock {
   const int32_t *count, *half_count;
 
   TileBlock(const Tile& tile, int64_t b)
-      : q(tile.q + b * 8 * T), scale(tile.scale + b * T), sum(tile.sum + b * T), half_sum(tile.half_sum + b * 2 * T),
-        count(tile.count + b * T), half_count(tile.half_count + b * 2 * T) {}
+      : q(tile.q + b * 8 * T),
+        scale(tile.scale + b * T),
+        sum(tile.sum + b * T),
+        half_sum(tile.half_sum + b * 2 * T),
+        count(tile.count + b * T),
+        half_count(tile.half_count + b * 2 * T) {}
 };
 
 // The unit's b-th block, unpacked to w.
@@ -62,7 +67,8 @@ inline void add_block(const typename V::Bytes (&w)[8], const UnitScales<V, Q>& s
 }
 
 template <class V, class Q, int T>
-inline void multiply_panel_directly(const uint8_t* panel, int64_t num_units, const Tile& tile, typename V::Floats (&f)[T]) {
+inline void multiply_panel_directly(const uint8_t* panel, int64_t num_units, const Tile& tile,
+                                    typename V::Floats (&f)[T]) {
   constexpr int kPlaneBytes = plane_bytes(Q::planes);
   for (int64_t u = 0; u < num_units; ++u, panel += Q::unit_bytes) {
     prefetch_ahead<Q::header>(panel);
@@ -112,12 +118,24 @@ void multiply_direct(const Product& product, int64_t begin, int64_t end, uint8_t
     for (int i = 0; i < product.num_tiles; ++i) {
       const Tile& tile = product.tiles[i];
       switch (tile.width) {  // kDirectWidths
-        case 1: multiply_tile_directly<V, Q, 1>(product, tile, panel); break;
-        case 2: multiply_tile_directly<V, Q, 2>(product, tile, panel); break;
-        case 3: multiply_tile_directly<V, Q, 3>(product, tile, panel); break;
-        case 4: multiply_tile_directly<V, Q, 4>(product, tile, panel); break;
-        case 6: multiply_tile_directly<V, Q, 6>(product, tile, panel); break;
-        case 8: multiply_tile_directly<V, Q, 8>(product, tile, panel); break;
+        case 1:
+          multiply_tile_directly<V, Q, 1>(product, tile, panel);
+          break;
+        case 2:
+          multiply_tile_directly<V, Q, 2>(product, tile, panel);
+          break;
+        case 3:
+          multiply_tile_directly<V, Q, 3>(product, tile, panel);
+          break;
+        case 4:
+          multiply_tile_directly<V, Q, 4>(product, tile, panel);
+          break;
+        case 6:
+          multiply_tile_directly<V, Q, 6>(product, tile, panel);
+          break;
+        case 8:
+          multiply_tile_directly<V, Q, 8>(product, tile, panel);
+          break;
       }
     }
   }

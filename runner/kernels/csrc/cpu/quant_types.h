@@ -1,9 +1,9 @@
 // The facts of every tensor type that the matrix kernels read without conversion, as traits structs.
 //
-// A packed matrix is a row of panels of 16 output rows. A panel is a row of units; a unit is a header (the scales of its
-// blocks) followed by the codes of its blocks of 32 columns. Codes are unsigned and lie in planes in which the 16 rows are
-// interleaved by 4 columns, so that a 64-byte line feeds one instruction: byte 4 * row + k of a line is column 4 * group + k.
-// With w[g] the line of the 32 columns' group g = 0 ... 7 (each byte a whole code), the planes are
+// A packed matrix is a row of panels of 16 output rows. A panel is a row of units; a unit is a header (the scales of
+// its blocks) followed by the codes of its blocks of 32 columns. Codes are unsigned and lie in planes in which the 16
+// rows are interleaved by 4 columns, so that a 64-byte line feeds one instruction: byte 4 * row + k of a line is column
+// 4 * group + k. With w[g] the line of the 32 columns' group g = 0 ... 7 (each byte a whole code), the planes are
 //   byte    8 lines   line g is w[g]
 //   nibble  4 lines   line j holds w[j] in its low and w[j + 4] in its high four bits
 //   pair    2 lines   line h holds w[4 * h + f] in bits 2 * f and 2 * f + 1
@@ -24,12 +24,18 @@ enum class Planes { byte, nibble, nibble_bit, nibble_pair, pair, pair_bit };
 
 constexpr int plane_bytes(Planes planes) {
   switch (planes) {
-    case Planes::byte: return 8 * kLine;
-    case Planes::nibble: return 4 * kLine;
-    case Planes::nibble_bit: return 5 * kLine;
-    case Planes::nibble_pair: return 6 * kLine;
-    case Planes::pair: return 2 * kLine;
-    case Planes::pair_bit: return 3 * kLine;
+    case Planes::byte:
+      return 8 * kLine;
+    case Planes::nibble:
+      return 4 * kLine;
+    case Planes::nibble_bit:
+      return 5 * kLine;
+    case Planes::nibble_pair:
+      return 6 * kLine;
+    case Planes::pair:
+      return 2 * kLine;
+    case Planes::pair_bit:
+      return 3 * kLine;
   }
   return 0;
 }
@@ -103,7 +109,8 @@ struct IQ4_XS : QuantType<23, 256, 136, 8, 128, Planes::nibble> {
   static constexpr int offset_log2 = 7;
   static constexpr const int8_t (&table)[16] = IQ4_NL::table;
 };
-struct MXFP4 : QuantType<39, 32, 17, 4, 64, Planes::nibble> {  // OCP MX 1.0: E2M1 values, doubled, and an E8M0 scale, halved
+struct MXFP4
+    : QuantType<39, 32, 17, 4, 64, Planes::nibble> {  // OCP MX 1.0: E2M1 values, doubled, and an E8M0 scale, halved
   static constexpr const char* name = "MXFP4";
   static constexpr bool has_table = true;
   static constexpr int offset_log2 = 4;
@@ -129,12 +136,10 @@ template <class... Q>
 struct TypeList {
   static constexpr int size = sizeof...(Q);
 };
-using QuantTypes =
-    TypeList<Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4>;
+using QuantTypes = TypeList<Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4>;
 using FloatTypes = TypeList<F32, F16, BF16>;
 inline constexpr int kNumTypes = QuantTypes::size + FloatTypes::size;  // tables by type: the quantized ones come first
 
-// The 32 columns' sums come from integers that int8 activations keep far below 2^31: 32 * 255 * 127.
 template <class Q>
 inline constexpr bool is_quantized = requires { Q::planes; };
 

@@ -1,9 +1,9 @@
 // Activations of a tile of tokens to int8, by blocks of 32 columns; see Tile in kernel_table.h.
 //
-// Computes, for each token and block: scale = m / 127 and q = rint(x * (127 / m)) with m = max|x|, ties to even; the sums of
-// q are exact integers. A block whose m is NaN or infinite gets scale = NaN and q = 0, so that its results are NaN; one
-// whose m is so small that 127 / m overflows is zero. Every operation is correctly rounded: all instruction sets agree.
-// Bytes: 4 read and about 1.9 written for each value.
+// Computes, for each token and block: scale = m / 127 and q = rint(x * (127 / m)) with m = max|x|, ties to even; the
+// sums of q are exact integers. A block whose m is NaN or infinite gets scale = NaN and q = 0, so that its results are
+// NaN; one whose m is so small that 127 / m overflows is zero. Every operation is correctly rounded: all instruction
+// sets agree. Bytes: 4 read and about 1.9 written for each value.
 #pragma once
 
 #include <bit>

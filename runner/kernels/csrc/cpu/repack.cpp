@@ -1,5 +1,5 @@
-// GGUF rows to panels. Reads every byte of the source once and writes every byte of the panel once, unit by unit, so that a
-// unit of 16 rows stays in the first-level cache while its rows are woven into each other.
+// GGUF rows to panels. Reads every byte of the source once and writes every byte of the panel once, unit by unit, so
+// that a unit of 16 rows stays in the first-level cache while its rows are woven into each other.
 #include "repack.h"
 
 #include <array>
@@ -62,7 +62,8 @@ void store_six_bit(const uint8_t (&six)[16], uint8_t* lines, int row) {
   }
 }
 
-// One GGUF block's scales into the unit's header; `index` is the block's place in the unit. UnitScales in unpack.h reads it.
+// One GGUF block's scales into the unit's header; `index` is the block's place in the unit. UnitScales in unpack.h
+// reads it.
 template <class Q>
 void store_scales(const uint8_t* block, int index, int row, uint8_t* header) {
   if constexpr (Q::id == MXFP4::id) {
@@ -137,7 +138,8 @@ int64_t float_panel_bytes(int64_t cols) {
 
 template <class Q>
 void pack_float(const uint8_t* source, int64_t row_bytes, int rows, int64_t cols, uint8_t* panel) {
-  constexpr int64_t kColumns = 64;  // at a time: 16 rows of them are a few lines each, so that reads and writes both stay close
+  constexpr int64_t kColumns =
+      64;  // at a time: 16 rows of them are a few lines each, so that reads and writes both stay close
   std::memset(panel, 0, static_cast<std::size_t>(float_panel_bytes<Q>(cols)));
   for (int64_t first = 0; first < cols; first += kColumns) {
     const int64_t end = cols - first < kColumns ? cols : first + kColumns;

@@ -8,8 +8,8 @@ namespace shale {
 
 struct StoredType {
   const char* name;
-  int id;               // in GGUF
-  int columns, bytes;   // of a GGUF block
+  int id;              // in GGUF
+  int columns, bytes;  // of a GGUF block
   bool is_quantized;
   int64_t (*panel_bytes)(int64_t cols);  // a multiple of 64
   // rows (1 ... 16) of `row_bytes` bytes to one panel; missing rows become zero.

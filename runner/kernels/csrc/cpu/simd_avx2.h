@@ -1,8 +1,9 @@
-// Sixteen output rows as two 256-bit registers: the vocabulary of the kernels with AVX2, FMA, F16C and perhaps AVX-VNNI.
+// Sixteen output rows as two 256-bit registers: the vocabulary of the kernels with AVX2, FMA, F16C and perhaps
+// AVX-VNNI.
 //
-// Bytes: 64 bytes, row r has bytes 4r ... 4r+3. Word: four int8 activations in every 32-bit lane. Ints, Floats: a lane a row.
-// Without VNNI the dot is vpmaddubsw, which saturates pairs at 16 bits: codes below 128 stay below 127 * 127 * 2 = 32258,
-// and wide codes are taken as signed (code - 128), their sign moved to the activations: 128 * 127 * 2 = 32512.
+// Bytes: 64 bytes, row r has bytes 4r ... 4r+3. Word: four int8 activations in every 32-bit lane. Ints, Floats: a lane
+// a row. Without VNNI the dot is vpmaddubsw, which saturates pairs at 16 bits: codes below 128 stay below 127 * 127 * 2
+// = 32258, and wide codes are taken as signed (code - 128), their sign moved to the activations: 128 * 127 * 2 = 32512.
 #pragma once
 
 #include <immintrin.h>
@@ -65,8 +66,8 @@ struct Avx2 {
     return {v, v};
   }
   static Word broadcast_word(const int32_t* p) { return _mm256_set1_epi32(*p); }
-  // Assembly, because GCC's own descriptions of the two instructions are so large that its combiner takes 40 s over this
-  // file. w: u8, x: s8; sums of four products that fit 16 bits in pairs.
+  // Assembly, because GCC's own descriptions of the two instructions are so large that its combiner takes 40 s over
+  // this file. w: u8, x: s8; sums of four products that fit 16 bits in pairs.
   static __m256i multiply_fours(__m256i w, __m256i x) {
     __m256i sums;
     asm("vpmaddubsw %2, %1, %0\n\tvpmaddwd %3, %0, %0" : "=&x"(sums) : "x"(w), "xm"(x), "x"(_mm256_set1_epi16(1)));
@@ -147,7 +148,8 @@ struct Avx2 {
   }
   static Floats from_e8m0_half(const uint8_t* p) { return {widen_e8m0_half(p), widen_e8m0_half(p + 8)}; }
 
-  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both halves.
+  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both
+  // halves.
   static __m256i magnitude(Floats a) {
     const __m256i mask = _mm256_set1_epi32(0x7fffffff);
     return _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a.low), mask),

@@ -1,6 +1,7 @@
 // Sixteen output rows as one 512-bit register: the vocabulary of the kernels with AVX-512 F BW DQ VL VNNI.
 //
-// Bytes: 64 bytes, row r has bytes 4r ... 4r+3. Word: four int8 activations in every 32-bit lane. Ints, Floats: a lane a row.
+// Bytes: 64 bytes, row r has bytes 4r ... 4r+3. Word: four int8 activations in every 32-bit lane. Ints, Floats: a lane
+// a row.
 #pragma once
 
 #include <immintrin.h>
@@ -17,8 +18,9 @@ struct Avx512Vnni {
   using Ints = __m512i;
   using Floats = __m512;
   static constexpr bool signed_wide = false;  // vpdpbusd takes codes of all eight bits
-  static constexpr int rows_per_step = 2;     // panels in the microkernel: 2 x 6 sums of ints and of floats fill 24 of 32 registers
-  static constexpr int float_width = 6;       // tokens: 4 x 6 partial sums fill 24 registers
+  static constexpr int rows_per_step =
+      2;  // panels in the microkernel: 2 x 6 sums of ints and of floats fill 24 of 32 registers
+  static constexpr int float_width = 6;  // tokens: 4 x 6 partial sums fill 24 registers
 
   static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static void store_bytes(uint8_t* p, Bytes a) { _mm512_store_si512(p, a); }
@@ -79,7 +81,8 @@ struct Avx512Vnni {
     return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmple_epu32_mask(e, one), subnormal));
   }
 
-  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both halves.
+  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both
+  // halves.
   static uint32_t max_magnitude(Floats low, Floats high) {
     const __m512i mask = _mm512_set1_epi32(0x7fffffff);
     const __m512i a = _mm512_and_si512(_mm512_castps_si512(low), mask);

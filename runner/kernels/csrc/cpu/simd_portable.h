@@ -1,7 +1,7 @@
 // Sixteen output rows as plain arrays: the vocabulary of the kernels in portable C++.
 //
-// Bytes: 64 bytes, row r has bytes 4r ... 4r+3. Word: four int8 activations, the same for all rows. Ints, Floats: a row each.
-// No fused multiply-add: it would be a library call on machines without the instruction.
+// Bytes: 64 bytes, row r has bytes 4r ... 4r+3. Word: four int8 activations, the same for all rows. Ints, Floats: a row
+// each. No fused multiply-add: it would be a library call on machines without the instruction.
 #pragma once
 
 #include <bit>
@@ -66,7 +66,9 @@ struct Portable {
     return each<Bytes>([&](int i) { return table.v[codes.v[i]]; });
   }
 
-  static Ints zero_ints() { return each<Ints>([](int) { return 0; }); }
+  static Ints zero_ints() {
+    return each<Ints>([](int) { return 0; });
+  }
   static Ints broadcast_shifted(const int32_t* p, int shift) {
     const int32_t value = shift < 32 ? *p * (1 << shift) : 0;
     return each<Ints>([&](int) { return value; });
@@ -84,7 +86,9 @@ struct Portable {
     });
   }
 
-  static Floats zero() { return each<Floats>([](int) { return 0.0f; }); }
+  static Floats zero() {
+    return each<Floats>([](int) { return 0.0f; });
+  }
   static Floats broadcast(float value) {
     return each<Floats>([&](int) { return value; });
   }
@@ -138,11 +142,13 @@ struct Portable {
     return each<Floats>([&](int i) { return e8m0_half_to_float(p[i]); });
   }
 
-  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both halves.
+  // Of 32 floats: the largest magnitude as the bits of a float (so that NaN wins), and int8 with the sums of both
+  // halves.
   static uint32_t max_magnitude(const Floats& low, const Floats& high) {
     uint32_t largest = 0;
     for (int i = 0; i < 16; ++i) {
-      const uint32_t a = std::bit_cast<uint32_t>(low.v[i]) & 0x7fffffff, b = std::bit_cast<uint32_t>(high.v[i]) & 0x7fffffff;
+      const uint32_t a = std::bit_cast<uint32_t>(low.v[i]) & 0x7fffffff,
+                     b = std::bit_cast<uint32_t>(high.v[i]) & 0x7fffffff;
       const uint32_t larger = a > b ? a : b;
       largest = larger > largest ? larger : largest;
     }

@@ -1,0 +1,59 @@
+"""Machines that somebody thinks of: ``24GiB,12GiB`` as the GPUs of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scheduler.devices import Machine
+from scheduler.errors import SettingsError
+from scheduler.gpu import GPU
+from scheduler.sim import LIBRARY as SIM
+from scheduler.sim import sim_gpu, sim_id
+from scheduler.sizes import parse_bytes
+from scheduler.system_memory import SystemMemory
+
+LIBRARY = "gpu"
+NAME = "GPU of the plan"
+MAX_DEVICES = 64
+
+
+def hypothetical_machine(devices: str | None, system_memory: str | None, real: Callable[[], Machine]) -> Machine:
+    """A machine with these devices and this much host memory; what is None is as on the ``real`` one, now.
+
+    Raises SettingsError.
+    """
+    machine = real()
+    system = machine.system
+    if system_memory is not None:
+        num_bytes = _size(system_memory, "system_memory")
+        system = SystemMemory(total_bytes=num_bytes, free_bytes=num_bytes, swap_bytes=0)
+    return Machine(system, machine.gpus if devices is None else parse_hypothetical(devices))
+
+
+def parse_hypothetical(text: str) -> tuple[GPU, ...]:
+    """``24GiB,12GiB`` → empty GPUs ``gpu0``, ``gpu1`` under a real GPU's rules (some memory must stay free).
+
+    ``sim:8MiB`` is a simulated device, which may be full to the last byte; ``cpu`` is the CPU alone. Raises
+    SettingsError for anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > MAX_DEVICES:
+        raise SettingsError(f"devices: {len(parts)} of them; at most {MAX_DEVICES} are allowed")
+    if parts == ["cpu"]:
+        return ()
+    sims = [part.removeprefix(f"{SIM}:") for part in parts if part.startswith(f"{SIM}:")]
+    if sims and len(sims) < len(parts):
+        raise SettingsError(f"devices: {text!r} mixes simulated devices with others")
+    sizes = [_size(part, "devices", ", or sim:SIZE, or cpu alone") for part in sims or parts]
+    if sims:
+        return tuple(sim_gpu(sim_id(i), total_bytes=size, free_bytes=size) for i, size in enumerate(sizes))
+    return tuple(
+        GPU(id=f"gpu{i}", library=LIBRARY, free_bytes=size, total_bytes=size, name=NAME) for i, size in enumerate(sizes)
+    )
+
+
+def _size(text: str, where: str, more: str = "") -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}{more}") from None

@@ -1,0 +1,47 @@
+"""What the machine has and what would fit on it: ``GET /api/devices``, ``POST /api/plan``. Ollama has neither."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from scheduler.hypothetical import hypothetical_machine
+from scheduler.options import LoadOptions
+from scheduler.scheduler import Scheduler
+from server.catalog import Entry
+from server.routes.body import read_request
+from server.routes.plan_answer import device_list, plan_answer
+from server.routes.reply import json_response, watched
+from server.routes.service import model_file, service_of
+from server.schemas.plan import PlanRequest
+
+router = APIRouter()
+
+
+@router.get("/api/devices")
+async def devices(request: Request) -> Response:
+    """Every device, also those that cannot be used, with the reason."""
+    scheduler = service_of(request).scheduler
+    return json_response({"devices": await watched(request, asyncio.to_thread(_devices, scheduler))})
+
+
+@router.post("/api/plan")
+async def plan(request: Request) -> Response:
+    """What loading a model would come to. Nothing is loaded; only the file's header is read."""
+    service = service_of(request)
+    body = await read_request(request, PlanRequest)
+    entry = await service.find(body.model)
+    options = LoadOptions(**body.loading)
+    work = asyncio.to_thread(_plan, service.scheduler, entry, options, body)
+    return json_response(await watched(request, work))
+
+
+def _devices(scheduler: Scheduler) -> list[dict[str, Any]]:
+    return device_list(scheduler.machine().system, scheduler.devices.gpus())
+
+
+def _plan(scheduler: Scheduler, entry: Entry, options: LoadOptions, body: PlanRequest) -> dict[str, Any]:
+    machine = hypothetical_machine(body.devices, body.system_memory, scheduler.machine)
+    return plan_answer(entry.name, options, scheduler.plan(model_file(entry), options, machine))

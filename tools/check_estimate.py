@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Lays the estimate, the runner's fit and what alloc really takes side by side, to the byte.
+
+    tools/check_estimate.py [DIR]       (default: ../shared/oracle/models and the demo model)
+
+For every model of a known architecture: KV types × contexts × sequences × layouts over the CPU and two simulated
+devices. Prints a line per model, a line per difference, and last ``N of M equal``; exits 1 unless all are.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runner.devices.base import Bytes  # noqa: E402
+from runner.devices.cpu import CpuDevice  # noqa: E402
+from runner.devices.sim import SimDevice  # noqa: E402
+from runner.footprint import CACHE_VALUE_BYTES  # noqa: E402
+from runner.kernels import select  # noqa: E402
+from runner.load import Loader  # noqa: E402
+from runner.model.spec import ModelError  # noqa: E402
+from runner.protocol import DeviceLayers, Layout, LoadRequest, Memory, Operation  # noqa: E402
+from runner.sim_ledger import SimLedger  # noqa: E402
+from scheduler.errors import ModelFileError  # noqa: E402
+from scheduler.estimate import Estimator, device_names  # noqa: E402
+from scheduler.sim import sim_gpu, sim_id  # noqa: E402
+
+DEFAULT_FOLDER = ROOT.parent / "shared" / "oracle" / "models"
+DEMO = ROOT / "demo" / "models" / "shale-demo.gguf"
+
+CONTEXTS = (16, 100, 1024)
+PARALLEL = (1, 3)
+NUM_DEVICES = 2
+QUOTA_BYTES = 1 << 40  # layouts are given, so nothing has to be scarce
+
+
+class CountingCpu(CpuDevice):
+    """Host memory that knows how much of it was asked for."""
+
+    def __init__(self) -> None:
+        self.taken_bytes = 0
+
+    def allocate(self, nbytes: int) -> Bytes:
+        self.taken_bytes += nbytes
+        return super().allocate(nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One request. ``taken`` are the bytes of alloc on the CPU and each device."""
+
+    request: LoadRequest
+    estimate: Memory
+    fit: Memory
+    alloc: Memory
+    taken: tuple[int, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        told = (
+            self.estimate.input_weights + self.estimate.cpu.total_bytes,
+            *(gpu.total_bytes for gpu in self.estimate.gpus),
+        )
+        return self.estimate == self.fit == self.alloc and told == self.taken
+
+    def __str__(self) -> str:
+        request = self.request
+        told = self.estimate.total_bytes, self.fit.total_bytes, self.alloc.total_bytes
+        shares = [(share.id, share.layers) for share in request.layout]
+        return (
+            f"{request.kv_cache_type}, num_ctx {request.num_ctx}, num_parallel {request.num_parallel}, {shares}: "
+            f"estimate, fit, alloc say {told}; taken were {self.taken}"
+        )
+
+
+def compare(path: Path) -> Iterator[Comparison]:
+    """All requests for one model. Raises ModelFileError or ModelError for one that no runner takes."""
+    estimator = Estimator()
+    names = [sim_id(number) for number in range(NUM_DEVICES)]
+    gpus = device_names([sim_gpu(name, QUOTA_BYTES, QUOTA_BYTES) for name in names])
+    estimator.memory(path, LoadRequest(operation=Operation.FIT))
+    with tempfile.TemporaryDirectory(prefix="shale-estimate-") as folder:
+        ledgers = [SimLedger(Path(folder), name) for name in names]
+        for ledger in ledgers:
+            ledger.set_quota(QUOTA_BYTES)
+        host = CountingCpu()
+        devices = [SimDevice(name, ledger) for name, ledger in zip(names, ledgers, strict=True)]
+        loader = Loader(path, select("reference", None, 1), host, devices)
+        for request in requests(loader.spec.num_layers, names):
+            fit = loader.handle(request).memory
+            host.taken_bytes = 0
+            alloc = loader.handle(request.model_copy(update={"operation": Operation.ALLOC})).memory
+            taken = (host.taken_bytes, *(ledger.held_bytes() for ledger in ledgers))
+            yield Comparison(request, estimator.memory(path, request, gpus), fit, alloc, taken)
+            loader.handle(request.model_copy(update={"operation": Operation.CLOSE}))
+
+
+def requests(num_layers: int, names: Sequence[str]) -> Iterator[LoadRequest]:
+    """Input weights are read into memory, not mapped: so all bytes are taken from a device."""
+    grid = product(CACHE_VALUE_BYTES, CONTEXTS, PARALLEL, layouts(num_layers, names))
+    for kv_cache_type, num_ctx, num_parallel, layout in grid:
+        yield LoadRequest(
+            operation=Operation.FIT,
+            layout=layout,
+            num_ctx=num_ctx,
+            num_parallel=num_parallel,
+            num_batch=min(64, num_ctx),
+            kv_cache_type=kv_cache_type,  # type: ignore[arg-type]
+            use_mmap=False,
+        )
+
+
+def layouts(num_layers: int, names: Sequence[str]) -> Iterator[Layout]:
+    """All on the CPU, all on one device, without the output layer, split in two, alternating."""
+    every = tuple(range(num_layers + 1))
+    half = len(every) // 2
+    shares: tuple[tuple[tuple[int, ...], ...], ...] = (
+        (),
+        (every,),
+        (every[:-1],),
+        (every[:half], every[half:]),
+        (every[::2], every[1::2]),
+    )
+    for share in shares:
+        yield tuple(
+            DeviceLayers(id=name, library="sim", layers=layers)
+            for name, layers in zip(names, share, strict=False)
+            if layers
+        )
+
+
+def main(arguments: list[str]) -> int:
+    folders = [Path(arguments[0])] if arguments else [DEFAULT_FOLDER]
+    paths = sorted(path for folder in folders for path in folder.rglob("*.gguf"))
+    num_equal = num_all = 0
+    for path in [*paths, *([] if arguments else [DEMO])]:
+        try:
+            found = list(compare(path))
+        except (ModelFileError, ModelError) as error:
+            print(f"{path.name}: left out: {error}")
+            continue
+        equal = sum(each.is_equal for each in found)
+        print(f"{path.name}: {equal} of {len(found)} equal")
+        for each in found:
+            if not each.is_equal:
+                print(f"  {each}")
+        num_equal, num_all = num_equal + equal, num_all + len(found)
+    print(f"{num_equal} of {num_all} equal")
+    return 0 if num_all and num_equal == num_all else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
