@@ -53,7 +53,8 @@ async def _bring_up(
 
     async def post(request: LoadRequest) -> LoadResponse:
         try:
-            return await asyncio.wait_for(client.load(request), stall_timeout_s if stall_timeout_s > 0 else None)
+            async with asyncio.timeout(stall_timeout_s if stall_timeout_s > 0 else None):
+                return await client.load(request)
         except TimeoutError:
             raise LoadTimeoutError(0.0, last_words()) from None
 

@@ -148,7 +148,8 @@ def _next_backoff(rules: LayoutRules, attempt: Attempt) -> float:
 async def _close(post: Post, situation: Situation) -> None:
     """Best effort: the runner may be the very thing that failed."""
     with contextlib.suppress(SchedulerError, TimeoutError):
-        await asyncio.wait_for(post(situation.ask(Operation.CLOSE, ())), CLOSE_TIMEOUT_S)
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await post(situation.ask(Operation.CLOSE, ()))
 
 
 # ---- waiting -----------------------------------------------------------------------------------

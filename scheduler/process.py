@@ -107,7 +107,8 @@ class RunnerProcess:
     async def obituary(self, timeout_s: float = 1.0) -> str:
         """The last words of a process whose connection just broke: waits a moment for its end to be noticed."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # not wait_for: Python 3.11's may swallow a cancellation
+                await self._ended.wait()
         return self.last_words()
 
     async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
@@ -131,7 +132,8 @@ class RunnerProcess:
             return
         self._signal("terminate")
         try:
-            await asyncio.wait_for(self._ended.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._ended.wait()
         except TimeoutError:
             LOG.warning("runner for %s (pid %d) ignored SIGTERM for %g s", self.name, self.pid, grace_s)
             self._signal("kill")

@@ -124,12 +124,13 @@ class Scheduler:
         """What the machine has at this moment. Asks drivers and the kernel: call it on a thread."""
         return self._machine()
 
-    def plan(self, model: ModelFile, options: LoadOptions, machine: Machine | None = None) -> Plan:
-        """What loading the model would come to, on ``machine`` or on this one as it is. Call it on a thread.
+    async def plan(self, model: ModelFile, options: LoadOptions, machine: Machine | None = None) -> Plan:
+        """What loading the model would come to, on ``machine`` or on this one as it is.
 
         Raises what loading would: SettingsError, ModelFileError, LayoutError, LayoutNotAllocatedError.
         """
-        return make_plan(self._estimates, Case(model.path, options, self._settings, machine or self._machine()))
+        machine = machine or await asyncio.to_thread(self._machine)
+        return await asyncio.to_thread(make_plan, self._estimates, Case(model.path, options, self._settings, machine))
 
     async def close(self) -> None:
         """Stops every runner, whatever it is doing. ``acquire`` refuses from now on."""

@@ -41,8 +41,8 @@ class LineStream:
         Raises BrokenStreamError, other OSErrors where there is no connection, TimeoutError after 5 s without one.
         """
         loop = asyncio.get_running_loop()
-        connecting = loop.create_connection(_Connection, "127.0.0.1", port)
-        transport, connection = await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            transport, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
         try:
             transport.write(_head(port, path, headers, len(body)) + body)
             while connection.status is None:

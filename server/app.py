@@ -27,12 +27,12 @@ from server.schemas.options import OptionError
 from server.settings import Settings
 
 
-def create_app(settings: Settings, catalog: Catalog | None = None) -> FastAPI:
+def create_app(settings: Settings, catalog: Catalog | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The application. When it ends, its scheduler ends all runners.
 
     Raises the scheduler's SettingsError for devices that cannot be used.
     """
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     scheduler = Scheduler(scheduler_settings(settings), observer=metrics)
 
     @asynccontextmanager

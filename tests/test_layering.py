@@ -31,9 +31,11 @@ FLOORS = {
         ("scheduler.", "scheduler.sizes", "scheduler.clock", "scheduler.events", "scheduler.errors",
          "scheduler.settings", "scheduler.stream", "scheduler.environment", "scheduler.last_words",
          "scheduler.keep_alive"),
-        ("scheduler.devices", "scheduler.options", "scheduler.estimate"),
+        ("scheduler.gpu", "scheduler.system_memory", "scheduler.sim", "scheduler.nvml", "scheduler.visible_gpus",
+         "scheduler.cuda_child", "scheduler.cuda_probe", "scheduler.devices", "scheduler.hypothetical",
+         "scheduler.options", "scheduler.report", "scheduler.estimate"),
         ("scheduler.layout", "scheduler.process", "scheduler.client", "scheduler.spawn"),
-        ("scheduler.load", "scheduler.resident", "scheduler.bring_up"),
+        ("scheduler.load", "scheduler.resident", "scheduler.bring_up", "scheduler.plan"),
         ("scheduler.scheduler",),
     ),
     "server": (
@@ -61,7 +63,9 @@ PACKAGES = tuple(FLOORS)
 
 # What scheduler and server may import of the runner: the wire, the readers of a file's header, and (for where it lies)
 # the empty package itself.
-OPEN_TO_ALL = frozenset({"runner", "runner.protocol", "runner.gguf", "runner.ggml_types", "runner.footprint"})
+OPEN_TO_ALL = frozenset(
+    {"runner", "runner.protocol", "runner.gguf", "runner.ggml_types", "runner.footprint", "runner.sim_ledger"}
+)
 
 # package → the other packages it may import from
 NEIGHBOURS: dict[str, tuple[str, ...]] = {"runner": (), "scheduler": ("runner",), "server": ("runner", "scheduler")}

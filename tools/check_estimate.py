@@ -9,6 +9,7 @@ devices. Prints a line per model, a line per difference, and last ``N of M equal
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ from scheduler.sim import sim_gpu, sim_id  # noqa: E402
 
 DEFAULT_FOLDER = ROOT.parent / "shared" / "oracle" / "models"
 DEMO = ROOT / "demo" / "models" / "shale-demo.gguf"
+
+LATER_SHARD = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf\Z")
 
 CONTEXTS = (16, 100, 1024)
 PARALLEL = (1, 3)
@@ -80,7 +83,7 @@ class Comparison:
         )
 
 
-def compare(path: Path) -> Iterator[Comparison]:
+def compare(path: Path, contexts: Sequence[int] = CONTEXTS) -> Iterator[Comparison]:
     """All requests for one model. Raises ModelFileError or ModelError for one that no runner takes."""
     estimator = Estimator()
     names = [sim_id(number) for number in range(NUM_DEVICES)]
@@ -93,7 +96,7 @@ def compare(path: Path) -> Iterator[Comparison]:
         host = CountingCpu()
         devices = [SimDevice(name, ledger) for name, ledger in zip(names, ledgers, strict=True)]
         loader = Loader(path, select("reference", None, 1), host, devices)
-        for request in requests(loader.spec.num_layers, names):
+        for request in requests(loader.spec.num_layers, names, contexts):
             fit = loader.handle(request).memory
             host.taken_bytes = 0
             alloc = loader.handle(request.model_copy(update={"operation": Operation.ALLOC})).memory
@@ -102,9 +105,9 @@ def compare(path: Path) -> Iterator[Comparison]:
             loader.handle(request.model_copy(update={"operation": Operation.CLOSE}))
 
 
-def requests(num_layers: int, names: Sequence[str]) -> Iterator[LoadRequest]:
+def requests(num_layers: int, names: Sequence[str], contexts: Sequence[int]) -> Iterator[LoadRequest]:
     """Input weights are read into memory, not mapped: so all bytes are taken from a device."""
-    grid = product(CACHE_VALUE_BYTES, CONTEXTS, PARALLEL, layouts(num_layers, names))
+    grid = product(CACHE_VALUE_BYTES, contexts, PARALLEL, layouts(num_layers, names))
     for kv_cache_type, num_ctx, num_parallel, layout in grid:
         yield LoadRequest(
             operation=Operation.FIT,
@@ -137,8 +140,8 @@ def layouts(num_layers: int, names: Sequence[str]) -> Iterator[Layout]:
 
 
 def main(arguments: list[str]) -> int:
-    folders = [Path(arguments[0])] if arguments else [DEFAULT_FOLDER]
-    paths = sorted(path for folder in folders for path in folder.rglob("*.gguf"))
+    folder = Path(arguments[0]) if arguments else DEFAULT_FOLDER
+    paths = sorted(path for path in folder.rglob("*.gguf") if not LATER_SHARD.search(path.name))
     num_equal = num_all = 0
     for path in [*paths, *([] if arguments else [DEMO])]:
         try:

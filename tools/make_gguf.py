@@ -66,7 +66,20 @@ SHAPES: Mapping[str, Shape] = {
     ),
     # The sizes of Qwen3-30B-A3B under Mixtral's tensor names.
     "llama-30b-a3b": Shape(
-        "llama", 151936, 48, 2048, 768, 32, 4, 128, 40960, 1e6, 1e-6, chatml_vocabulary, False, num_experts=128,
+        "llama",
+        151936,
+        48,
+        2048,
+        768,
+        32,
+        4,
+        128,
+        40960,
+        1e6,
+        1e-6,
+        chatml_vocabulary,
+        False,
+        num_experts=128,
         num_experts_used=8,
     ),  # fmt: skip
     "qwen3-0.6b": Shape(

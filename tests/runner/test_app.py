@@ -317,7 +317,7 @@ def test_it_dies_with_its_parent(tiny_models: Callable[..., Path], standard_inpu
     ("change", "sentence"),
     [
         ({"SHALE_RUNNER_TOKEN": ""}, "error: SHALE_RUNNER_TOKEN is not set"),
-        ({"SHALE_DEVICES": "moon:1GiB"}, "error: SHALE_DEVICES is 'moon:1GiB'; this runner knows: auto, cpu"),
+        ({"SHALE_DEVICES": "moon:1GiB"}, "error: SHALE_DEVICES names 'moon:1GiB'; this runner knows: auto, cpu"),
         ({"SHALE_KERNELS": "slow"}, "error: kernels 'slow' are unknown"),
     ],
 )

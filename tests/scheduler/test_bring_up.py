@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from runner.protocol import LoadRequest, Operation
 from scheduler.bring_up import bring_up
+from scheduler.client import RunnerClient
 from scheduler.clock import SystemClock
 from scheduler.devices import Machine, SystemMemory
 from scheduler.errors import LoadTimeoutError, RunnerExitedError, RunnerUnreachableError
@@ -49,3 +52,19 @@ async def test_a_load_that_stalls(start_fake):
     started = await start_fake(stall=True)
     with pytest.raises(LoadTimeoutError, match=r"progress 0\.50"):
         await bring(started, stall_timeout_s=0.2)
+
+
+async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(start_fake, monkeypatch):
+    """Otherwise a server that closes at the wrong moment waits for ever for a load that goes on."""
+    started = await start_fake(stall=True)
+    bringing = asyncio.create_task(bring(started, stall_timeout_s=1.0))
+    answer = started.client.load
+
+    async def answer_and_cancel(request):
+        response = await answer(request)
+        bringing.cancel()
+        return response
+
+    monkeypatch.setattr(RunnerClient, "load", lambda self, request: answer_and_cancel(request))
+    with pytest.raises(asyncio.CancelledError):
+        await bringing

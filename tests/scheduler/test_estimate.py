@@ -1,21 +1,27 @@
-"""Estimates of real files: the demo model, and files that are none."""
+"""Estimates of real files: the demo model, tiny and huge ones, and files that are none."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
-from runner.footprint import footprint
+from runner.footprint import DeviceName, footprint
 from runner.gguf import open_gguf
-from runner.protocol import LoadRequest, Operation
+from runner.protocol import DeviceLayers, LoadRequest, Operation
 from scheduler import estimate as module
 from scheduler.errors import ModelFileError
 from scheduler.estimate import Estimator
 
+from tools.check_estimate import compare
+from tools.make_gguf import RECIPES, SHAPES, write_model
+from tools.tiny_models import write_tiny_model
+
 FIT = LoadRequest(operation=Operation.FIT, num_ctx=256)
+DEVICES = [DeviceName(name, "sim") for name in "abc"]
 
 
 def test_header(demo_model):
@@ -30,10 +36,66 @@ def test_memory_is_the_footprint(demo_model):
     assert Estimator().memory(demo_model, FIT) == expected
 
 
-def test_the_operation_makes_no_difference(demo_model):
+def test_memory_on_several_devices(demo_model):
+    layout = (DeviceLayers(id="a", library="sim", layers=(0, 1)), DeviceLayers(id="b", library="sim", layers=(6,)))
+    memory = Estimator().memory(demo_model, FIT.model_copy(update={"layout": layout}), DEVICES)
+    assert [gpu.id for gpu in memory.gpus] == ["a", "b", "c"]
+    assert [bool(gpu.total_bytes) for gpu in memory.gpus] == [True, True, False]
+    assert [layer for layer, size in enumerate(memory.gpus[0].weights) if size] == [0, 1]
+    assert memory.cpu.weights[6] == memory.gpus[1].cache[6] == 0
+
+
+def test_a_layout_that_cannot_be(demo_model):
+    layout = (DeviceLayers(id="d", library="sim", layers=(0,)),)
+    with pytest.raises(ModelFileError, match="the layout names d; there are cpu, a, b, c"):
+        Estimator().memory(demo_model, FIT.model_copy(update={"layout": layout}), DEVICES)
+
+
+def test_a_model_that_no_runner_takes_has_a_header_and_is_refused_each_time(tmp_path, demo_model):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(demo_model.read_bytes().replace(b"llama", b"abacu"))
     estimator = Estimator()
-    commit = FIT.model_copy(update={"operation": Operation.COMMIT})
-    assert estimator.memory(demo_model, FIT) is estimator.memory(demo_model, commit)
+    assert estimator.header(path).architecture == "abacu"
+    for _ in range(2):
+        with pytest.raises(ModelFileError, match="architecture 'abacu' is not known; known are"):
+            estimator.memory(path, FIT)
+
+
+@pytest.fixture(scope="module")
+def large_header(tmp_path_factory):
+    """1 500 tensors and more, a vocabulary of 128 256."""
+    shape = replace(SHAPES["llama-70b"], num_layers=170)
+    path = tmp_path_factory.mktemp("large") / "large.gguf"
+    return write_model(path, shape, RECIPES["q4_k_m"], header_only=True)
+
+
+def test_a_large_header_takes_less_than_a_tenth_of_a_second_and_then_next_to_nothing(large_header):
+    with open_gguf(large_header) as gguf:
+        assert len(gguf.tensors) >= 1500
+    estimators = [Estimator() for _ in range(3)]
+    assert min(seconds(lambda each=each: each.memory(large_header, FIT, DEVICES)) for each in estimators) < 0.1
+    estimator = estimators[0]
+    requests = [FIT.model_copy(update={"num_ctx": num_ctx}) for num_ctx in range(100, 110)]
+    assert min(seconds(lambda each=each: estimator.memory(large_header, each, DEVICES)) for each in requests) < 0.001
+
+
+def seconds(work):
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bert", "mixtral"])
+def test_estimate_and_fit_say_what_alloc_takes(architecture, tmp_path):
+    path = write_tiny_model(tmp_path / "m.gguf", architecture, "Q8_0")
+    found = list(compare(path, contexts=(100,)))
+    assert len(found) == 2 * 2 * 5
+    assert [str(each) for each in found if not each.is_equal] == []
+    assert all(sum(each.taken) > 0 for each in found)
+
+
+def test_estimate_and_fit_say_what_alloc_takes_for_the_demo_model(demo_model):
+    assert all(each.is_equal for each in compare(demo_model, contexts=(100,)))
 
 
 def test_a_file_that_was_seen_is_not_read_again(demo_model, monkeypatch):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.errors import SettingsError
-from scheduler.options import LoadOptions, ModelHeader, merge, needs_reload, resolve
+from scheduler.options import LoadOptions, ModelHeader, load_notes, merge, needs_reload, resolve
 from scheduler.settings import SchedulerSettings
 
 HEADER = ModelHeader("llama", 8192)
@@ -77,3 +77,97 @@ def test_merge_keeps_what_is_left_open_and_the_larger_context():
     assert merge(old, LoadOptions(num_ctx=100, num_batch=64)) == LoadOptions(num_ctx=8000, num_thread=2, num_batch=64)
     assert merge(LoadOptions(), LoadOptions(num_ctx=100)) == LoadOptions(num_ctx=100)
     assert merge(old, LoadOptions(num_thread=4)) == LoadOptions(num_ctx=8000, num_thread=4)
+
+
+# ---- "auto" ------------------------------------------------------------------------------------
+
+
+def test_auto_stands_for_the_trained_length_until_it_is_known_what_fits():
+    assert resolve(LoadOptions(num_ctx="auto"), HEADER, SchedulerSettings()).num_ctx == 8192
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (LoadOptions(num_ctx=100), LoadOptions(num_ctx="auto"), False),  # it takes what is there
+        (LoadOptions(num_ctx="auto"), LoadOptions(num_ctx="auto"), False),
+        (LoadOptions(num_ctx="auto"), LoadOptions(), False),  # or the default and "auto" would take turns
+        (LoadOptions(num_ctx="auto"), LoadOptions(num_ctx=5000), True),
+        (LoadOptions(num_ctx="auto"), LoadOptions(num_ctx=2999), False),
+    ],
+)
+def test_auto_and_reloads(old, new, expected):
+    settings = SchedulerSettings()
+    num_ctx = 3000 if old.num_ctx == "auto" else old.num_ctx
+    loaded = resolve(old, HEADER, settings).model_copy(update={"num_ctx": num_ctx})
+    assert needs_reload(loaded, resolve(new, HEADER, settings), old, new, 0) is expected
+
+
+def test_auto_gives_way_to_a_number_in_a_merge():
+    auto, number = LoadOptions(num_ctx="auto"), LoadOptions(num_ctx=5000)
+    assert merge(auto, number) == merge(number, auto) == number
+    assert merge(auto, LoadOptions()) == merge(LoadOptions(), auto) == auto
+
+
+def test_another_word_than_auto():
+    with pytest.raises(SettingsError, match="num_ctx must be a number or \"auto\", found 'max'"):
+        resolve(LoadOptions(num_ctx="max"), HEADER, SchedulerSettings())
+
+
+# ---- cache type and sequences ------------------------------------------------------------------
+
+
+def test_cache_type_and_sequences():
+    request = resolve(LoadOptions(kv_cache_type="f32", num_parallel=3), HEADER, SchedulerSettings(num_parallel=2))
+    assert (request.kv_cache_type, request.num_parallel) == ("f32", 3)
+    assert resolve(LoadOptions(), HEADER, SchedulerSettings()).kv_cache_type == "f16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (LoadOptions(kv_cache_type="q8_0"), "kv_cache_type must be one of f16, f32, found 'q8_0'"),
+        (LoadOptions(num_parallel=1025), "num_parallel must be at most 1024, found 1025"),
+        (LoadOptions(num_parallel=0), "num_parallel must be at least 1, found 0"),
+    ],
+)
+def test_what_cannot_be_loaded(options, message):
+    with pytest.raises(SettingsError, match=message):
+        resolve(options, HEADER, SchedulerSettings())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (LoadOptions(num_parallel=4), LoadOptions(num_parallel=2), False),  # more serves fewer
+        (LoadOptions(num_parallel=2), LoadOptions(num_parallel=4), True),
+        (LoadOptions(num_parallel=4), LoadOptions(), False),
+        (LoadOptions(), LoadOptions(kv_cache_type="f16"), False),
+        (LoadOptions(), LoadOptions(kv_cache_type="f32"), True),
+        (LoadOptions(kv_cache_type="f32"), LoadOptions(), False),
+    ],
+)
+def test_cache_type_sequences_and_reloads(old, new, expected):
+    assert reloads(old, new) is expected
+
+
+def test_sequences_only_grow_in_a_merge():
+    assert merge(LoadOptions(num_parallel=4), LoadOptions(num_parallel=2)).num_parallel == 4
+    assert merge(LoadOptions(), LoadOptions(num_parallel=2)).num_parallel == 2
+
+
+# ---- notes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "notes"),
+    [
+        (None, ()),
+        (2048, ()),
+        (99999, ("num_ctx 99999 was clamped to 2048, the length the model was trained for",)),
+        ("auto", ('num_ctx "auto" is 1000',)),
+    ],
+)
+def test_load_notes(asked, notes):
+    assert load_notes(LoadOptions(num_ctx=asked), 2048, 1000) == notes
+    assert load_notes(LoadOptions(num_ctx=asked), 0, 1000) == (notes if asked == "auto" else ())  # length unknown

@@ -61,8 +61,9 @@ class Site:
 
         settings = Settings(models=models)
         self.scheduler = scheduler
-        self.app = create_app(settings)
-        self.app.state.service = Service(settings, Catalog(models), scheduler, Metrics())
+        metrics = Metrics()
+        self.app = create_app(settings, metrics=metrics)
+        self.app.state.service = Service(settings, Catalog(models), scheduler, metrics)
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
         async def send() -> httpx.Response:

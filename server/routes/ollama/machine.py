@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request, Response
 from scheduler.hypothetical import hypothetical_machine
 from scheduler.options import LoadOptions
 from scheduler.scheduler import Scheduler
-from server.catalog import Entry
 from server.routes.body import read_request
 from server.routes.plan_answer import device_list, plan_answer
 from server.routes.reply import json_response, watched
@@ -34,14 +33,10 @@ async def plan(request: Request) -> Response:
     body = await read_request(request, PlanRequest)
     entry = await service.find(body.model)
     options = LoadOptions(**body.loading)
-    work = asyncio.to_thread(_plan, service.scheduler, entry, options, body)
-    return json_response(await watched(request, work))
+    machine = await asyncio.to_thread(hypothetical_machine, body.devices, body.system_memory, service.scheduler.machine)
+    found = await watched(request, service.scheduler.plan(model_file(entry), options, machine))
+    return json_response(plan_answer(entry.name, options, found))
 
 
 def _devices(scheduler: Scheduler) -> list[dict[str, Any]]:
     return device_list(scheduler.machine().system, scheduler.devices.gpus())
-
-
-def _plan(scheduler: Scheduler, entry: Entry, options: LoadOptions, body: PlanRequest) -> dict[str, Any]:
-    machine = hypothetical_machine(body.devices, body.system_memory, scheduler.machine)
-    return plan_answer(entry.name, options, scheduler.plan(model_file(entry), options, machine))

@@ -162,3 +162,13 @@ def test_a_failure_in_a_stream_is_an_event_and_there_is_no_done(site: Any) -> No
     *_, last = events(site.post(CHAT, {"model": "chat", "messages": USER, "stream": True}))
     assert last["error"]["type"] == "api_error"
     assert "oops" in last["error"]["message"]
+
+
+def test_what_became_of_the_context_is_told_once(site: Any, write_model: Any) -> None:
+    write_model("trained.gguf", llama__context_length=4096)
+    note = ["num_ctx 99999 was clamped to 4096, the length the model was trained for"]
+    body = {"model": "trained", "messages": [{"role": "user", "content": "hi"}], "num_ctx": 99999, "n": 2}
+    assert site.post("/v1/chat/completions", body).json()["notes"] == note
+    stream = site.post("/v1/completions", {"model": "trained", "prompt": "hi", "num_ctx": "auto", "stream": True}).text
+    assert stream.count('"notes":["num_ctx \\"auto\\" is 4096"]') == 1
+    assert site.scheduler.acquired[-1][1].num_ctx == "auto"

@@ -1,0 +1,162 @@
+"""Plans: the load loop against the estimate, and the largest context by bisection."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from runner.protocol import LoadRequest, Operation
+from scheduler.devices import Machine, SystemMemory
+from scheduler.errors import LayoutNotAllocatedError, ModelFileError, SettingsError, SystemMemoryError
+from scheduler.estimate import Estimator, device_names
+from scheduler.hypothetical import parse_hypothetical
+from scheduler.layout import num_placed
+from scheduler.options import LoadOptions
+from scheduler.plan import Case, largest_num_ctx, make_plan, request_for
+from scheduler.settings import SchedulerSettings
+from tools.make_gguf import RECIPES, SHAPES, write_model
+
+GIB = 2**30
+SETTINGS = SchedulerSettings()
+
+
+@pytest.fixture(scope="module")
+def estimator():
+    return Estimator()
+
+
+@pytest.fixture(scope="module")
+def header(tmp_path_factory):
+    """Files with the header of a real model, by its shape's name."""
+    folder = tmp_path_factory.mktemp("headers")
+
+    def write(name):
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else write_model(path, SHAPES[name], RECIPES["q4_k_m"], header_only=True)
+
+    return write
+
+
+def machine(devices, system_bytes=64 * GIB):
+    return Machine(SystemMemory(system_bytes, system_bytes, 0), parse_hypothetical(devices))
+
+
+def case(path, devices, system_bytes=64 * GIB, **options):
+    return Case(path, LoadOptions(**options), SETTINGS, machine(devices, system_bytes))
+
+
+def test_two_gpus_of_24_gib_hold_70b(estimator, header):
+    plan = make_plan(estimator, case(header("llama-70b"), "24GiB,24GiB"))
+    assert plan.is_whole
+    assert [len(share.layers) for share in plan.layout] == [41, 40]
+    assert plan.request.num_ctx == 4096
+    assert 20_000 < plan.max_num_ctx < 30_000
+    for gpu, memory in zip(plan.machine.gpus, plan.memory.gpus, strict=True):
+        assert 20 * GIB < memory.total_bytes <= gpu.free_bytes - gpu.minimum_bytes
+
+
+def test_16_gib_hold_most_of_30b_a3b(estimator, header):
+    plan = make_plan(estimator, case(header("llama-30b-a3b"), "16GiB"))
+    assert not plan.is_whole
+    assert 40 <= num_placed(plan.layout) < 49
+    assert plan.max_num_ctx is None
+    assert plan.memory.cpu.total_bytes > 1.5 * GIB
+
+
+def test_the_memory_is_that_of_the_layout(estimator, header):
+    path = header("llama-70b")
+    plan = make_plan(estimator, case(path, "24GiB,12GiB"))
+    assert plan.memory == estimator.memory(path, plan.request, device_names(plan.machine.gpus))
+
+
+def test_the_largest_context_fits_and_one_more_does_not(estimator, header):
+    asked = case(header("llama-70b"), "24GiB,24GiB")
+    largest = largest_num_ctx(estimator, asked)
+    for num_ctx, is_whole in ((largest, True), (largest + 1, False)):
+        options = LoadOptions(num_ctx=num_ctx)
+        assert make_plan(estimator, replace(asked, options=options)).is_whole is is_whole
+
+
+def test_more_sequences_and_larger_values_leave_less_context(estimator, header):
+    path = header("llama-70b")
+    one = largest_num_ctx(estimator, case(path, "24GiB,24GiB"))
+    assert largest_num_ctx(estimator, case(path, "24GiB,24GiB", num_parallel=2)) == pytest.approx(one / 2, rel=0.1)
+    assert largest_num_ctx(estimator, case(path, "24GiB,24GiB", kv_cache_type="f32")) == pytest.approx(one / 2, rel=0.1)
+
+
+def test_without_gpus_free_memory_is_the_limit_and_swap_does_not_count(estimator, demo_model):
+    asked = case(demo_model, "cpu")
+    plan = make_plan(estimator, asked)
+    assert plan.is_whole
+    assert plan.max_num_ctx == plan.trained_num_ctx == 2048
+    small = request_of(estimator, demo_model, num_ctx=500)
+    system = SystemMemory(GIB, estimator.memory(demo_model, small).total_bytes, GIB)
+    assert largest_num_ctx(estimator, replace(asked, machine=Machine(system))) == 500
+
+
+def request_of(estimator, path, **options):
+    return request_for(estimator, case(path, "cpu", **options))
+
+
+def test_auto_is_the_largest_context_or_else_the_default(estimator, header, demo_model):
+    path = header("llama-70b")
+    auto = case(path, "24GiB,24GiB", num_ctx="auto")
+    assert request_for(estimator, auto).num_ctx == largest_num_ctx(estimator, auto)
+    assert make_plan(estimator, auto).request.num_ctx == make_plan(estimator, auto).max_num_ctx
+    assert request_for(estimator, case(path, "24GiB,12GiB", num_ctx="auto")).num_ctx == 4096
+    assert request_of(estimator, demo_model, num_ctx="auto").num_ctx == 2048
+    assert request_of(estimator, demo_model, num_ctx=99).num_ctx == 99
+
+
+def test_num_gpu_is_kept_and_fits_wholly_means_that_many(estimator, header):
+    plan = make_plan(estimator, case(header("llama-70b"), "24GiB,24GiB", num_gpu=20))
+    assert num_placed(plan.layout) == 20
+    assert not plan.is_whole
+    assert plan.max_num_ctx == 131072
+
+
+def test_a_forced_count_that_cannot_be_allocated_fails_as_the_load_would(estimator, header):
+    with pytest.raises(LayoutNotAllocatedError, match=r"num_gpu = 999: out of memory on gpu0: \d+ bytes asked"):
+        make_plan(estimator, case(header("llama-70b"), "24GiB", num_gpu=999))
+
+
+def test_too_little_host_memory_fails_as_the_load_would(estimator, header):
+    with pytest.raises(SystemMemoryError, match="requires more system memory"):
+        make_plan(estimator, case(header("llama-70b"), "24GiB", system_bytes=GIB))
+
+
+def test_bad_options_and_files(estimator, demo_model, tmp_path):
+    with pytest.raises(SettingsError, match="kv_cache_type must be one of f16, f32, found 'q8_0'"):
+        make_plan(estimator, case(demo_model, "cpu", kv_cache_type="q8_0"))
+    with pytest.raises(ModelFileError):
+        make_plan(estimator, case(tmp_path / "none.gguf", "cpu"))
+
+
+def test_a_plan_takes_milliseconds(estimator, header):
+    asked = case(header("llama-70b"), "24GiB,24GiB")
+    make_plan(estimator, asked)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        make_plan(estimator, asked)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.05
+
+
+def test_a_plan_starts_with_the_estimate_of_no_layout(estimator, demo_model):
+    """So it goes the way of a real load, whose first layout is made before a runner exists."""
+    asked: list[LoadRequest] = []
+
+    class Spy:
+        def header(self, path):
+            return estimator.header(path)
+
+        def memory(self, path, request, devices=()):
+            asked.append(request)
+            return estimator.memory(path, request, devices)
+
+    make_plan(Spy(), case(demo_model, "sim:9MiB,sim:8MiB"))
+    assert asked[0].layout == ()
+    assert asked[0].operation == Operation.FIT
