@@ -129,8 +129,10 @@ class Scheduler:
 
         Raises what loading would: SettingsError, ModelFileError, LayoutError, LayoutNotAllocatedError.
         """
-        machine = machine or await asyncio.to_thread(self._machine)
-        return await asyncio.to_thread(make_plan, self._estimates, Case(model.path, options, self._settings, machine))
+        if machine is None:
+            machine = await asyncio.to_thread(self._machine)
+        case = Case(model.path, options, self._settings, machine)
+        return await asyncio.to_thread(make_plan, self._estimates, case)
 
     async def close(self) -> None:
         """Stops every runner, whatever it is doing. ``acquire`` refuses from now on."""

@@ -50,8 +50,7 @@ class Shape:
     is_tied: bool
     rope_factor: float | None = None  # Llama 3's long-context scaling, stored as the tensor rope_freqs
     has_qk_norm: bool = False
-    num_experts: int = 0  # feed_forward_length is that of one
-    num_experts_used: int = 0
+    experts: tuple[int, int] = (0, 0)  # in all, and used for a token; feed_forward_length is that of one
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -66,22 +65,8 @@ SHAPES: Mapping[str, Shape] = {
     ),
     # The sizes of Qwen3-30B-A3B under Mixtral's tensor names.
     "llama-30b-a3b": Shape(
-        "llama",
-        151936,
-        48,
-        2048,
-        768,
-        32,
-        4,
-        128,
-        40960,
-        1e6,
-        1e-6,
-        chatml_vocabulary,
-        False,
-        num_experts=128,
-        num_experts_used=8,
-    ),  # fmt: skip
+        "llama", 151936, 48, 2048, 768, 32, 4, 128, 40960, 1e6, 1e-6, chatml_vocabulary, False, experts=(128, 8)
+    ),
     "qwen3-0.6b": Shape(
         "qwen3", 151936, 28, 1024, 3072, 16, 8, 128, 40960, 1e6, 1e-6, chatml_vocabulary, True, has_qk_norm=True
     ),
@@ -127,8 +112,8 @@ def _metadata(shape: Shape, recipe: Recipe) -> dict[str, Any]:
         "rope.dimension_count": shape.head_dim,
         "vocab_size": shape.num_vocab,
     }
-    if shape.num_experts:
-        facts |= {"expert_count": shape.num_experts, "expert_used_count": shape.num_experts_used}
+    if any(shape.experts):
+        facts |= dict(zip(("expert_count", "expert_used_count"), shape.experts, strict=True))
     return {
         "general.architecture": shape.architecture,
         "general.type": "model",
@@ -171,7 +156,7 @@ def _tensors(shape: Shape, recipe: Recipe, pool: Bytes | None) -> list[Tensor]:
             matrix(prefix + "attn_v.weight", more, width, kv),
             matrix(prefix + "attn_output.weight", recipe.base, heads, width),
         ]
-        experts, ending = ((shape.num_experts,), "_exps.weight") if shape.num_experts else ((), ".weight")
+        experts, ending = (shape.experts[:1], "_exps.weight") if any(shape.experts) else ((), ".weight")
         if experts:
             tensors.append(matrix(prefix + "ffn_gate_inp.weight", "F32", width, *experts))
         tensors += [

@@ -8,7 +8,7 @@ scores that compete.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import compress
 from operator import and_
 from typing import Any, Final
@@ -41,7 +41,9 @@ class SPM:
         """Raises TokenizerError where scores are missing, or what the library refuses."""
         self.strips_space = flag(metadata, "add_space_prefix", True)
         tokens, ids = vocabulary.speakable()
-        cuts = Cuts(tokens, vocabulary.required_scores(), vocabulary.types != TokenType.BYTE)
+        letters = _letters_of_bytes(ids)
+        ids = {**ids, **letters}
+        cuts = Cuts(tokens, vocabulary.required_scores(), vocabulary.types != TokenType.BYTE, letters)
         unknown = None if unknown_id is None else tokens[unknown_id]
         with library_errors("the vocabulary cannot be used for SentencePiece"):
             self._backend = Backend(
@@ -59,6 +61,16 @@ class SPM:
         return unescape_spaces(token)
 
 
+def _letters_of_bytes(ids: Mapping[str, int]) -> dict[str, int]:
+    """ASCII letters without a token of their own, with the ids of their byte tokens.
+
+    SentencePiece joins letters into a token also where the letters themselves are none (two line feeds, say, where
+    one is a byte); the library joins only what is in its vocabulary.
+    """
+    bytes_ = {chr(byte): f"<0x{byte:02X}>" for byte in range(128)}
+    return {letter: ids[name] for letter, name in bytes_.items() if letter not in ids and name in ids}
+
+
 class Cuts:
     """Every way to cut a token into two others.
 
@@ -67,8 +79,14 @@ class Cuts:
     wrong ones remain until ``merges``.
     """
 
-    def __init__(self, tokens: Sequence[str], scores: npt.NDArray[np.float64], usable: npt.NDArray[np.bool_]) -> None:
-        """``usable``: the tokens that merges may make; parts may be any."""
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        scores: npt.NDArray[np.float64],
+        usable: npt.NDArray[np.bool_],
+        letters: Collection[str] = (),
+    ) -> None:
+        """``usable``: the tokens that merges may make; parts may be any token, or one of ``letters``."""
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         ends = np.cumsum(lengths)
         starts = ends - lengths
@@ -76,7 +94,8 @@ class Cuts:
         self._scores = scores
         self._letters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
         hashes = _SubstringHashes(self._letters)
-        is_token = _Bitmap(hashes.of(starts, ends))
+        own = np.array([ord(letter) for letter in letters], np.uint64)  # the hash of one letter is its number
+        is_token = _Bitmap(np.concatenate([hashes.of(starts, ends), own]))
 
         owner = np.repeat(np.arange(len(tokens)), lengths)  # token of every letter
         cuts = np.arange(len(self._letters))

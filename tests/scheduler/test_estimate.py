@@ -15,7 +15,6 @@ from runner.protocol import DeviceLayers, LoadRequest, Operation
 from scheduler import estimate as module
 from scheduler.errors import ModelFileError
 from scheduler.estimate import Estimator
-
 from tools.check_estimate import compare
 from tools.make_gguf import RECIPES, SHAPES, write_model
 from tools.tiny_models import write_tiny_model

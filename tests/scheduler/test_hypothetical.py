@@ -28,7 +28,7 @@ def test_simulated_devices_and_none():
     "text", ["", "24GB", "gpu", "sim:", "cpu,24GiB", "24GiB,", "24GiB,sim:1GiB", "1GiB," * 64 + "1"]
 )
 def test_what_is_not_understood(text):
-    with pytest.raises(SettingsError, match="^devices: ") as caught:
+    with pytest.raises(SettingsError, match=r"^devices: ") as caught:
         parse_hypothetical(text)
     assert caught.value.status == 400
 
@@ -38,5 +38,5 @@ def test_what_is_not_given_is_the_real_machine_s():
     assert hypothetical_machine("cpu", None, lambda: REAL) == Machine(REAL.system)
     thought = hypothetical_machine(None, "64GiB", lambda: REAL)
     assert thought == Machine(SystemMemory(64 * GIB, 64 * GIB, 0), REAL.gpus)
-    with pytest.raises(SettingsError, match="^system_memory: size '64GB' is not understood"):
+    with pytest.raises(SettingsError, match=r"^system_memory: size '64GB' is not understood"):
         hypothetical_machine(None, "64GB", lambda: REAL)

@@ -18,11 +18,11 @@ class NVMLError(Exception):
     pass
 
 
-class NVMLErrorNotSupported(NVMLError):
+class NotSupportedError(NVMLError):
     pass
 
 
-class NVMLErrorNotFound(NVMLError):
+class NotFoundError(NVMLError):
     pass
 
 
@@ -39,8 +39,8 @@ class FakeNvml(ModuleType):
     """Only what the real module has; a wrong name is an AttributeError."""
 
     NVMLError = NVMLError
-    NVMLError_NotSupported = NVMLErrorNotSupported
-    NVMLError_NotFound = NVMLErrorNotFound
+    NVMLError_NotSupported = NotSupportedError
+    NVMLError_NotFound = NotFoundError
     NVML_DEVICE_MIG_ENABLE = 1
 
     def __init__(self, *cards, is_driver_there=True):
@@ -83,7 +83,7 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetMigMode(self, handle):  # noqa: N802
         if handle.instances is None:
-            raise NVMLErrorNotSupported("Not Supported")
+            raise NotSupportedError("Not Supported")
         return [int(bool(handle.instances)), 0]
 
     def nvmlDeviceGetMaxMigDeviceCount(self, handle):  # noqa: N802
@@ -91,7 +91,7 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, index):  # noqa: N802
         if index not in handle.instances:
-            raise NVMLErrorNotFound("Not Found")
+            raise NotFoundError("Not Found")
         return handle.instances[index]
 
     def nvmlDeviceGetGpuInstanceId(self, handle):  # noqa: N802

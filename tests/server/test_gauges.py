@@ -24,6 +24,7 @@ MEMORY = Memory(
     gpus=(DeviceMemory(id="sim0", library="sim", weights=(0, 10), cache=(0, 20), graph=40),),
 )
 LAYOUT = (DeviceLayers(id="sim0", library="sim", layers=(1,)),)
+LABELS = ("model", "device", "library", "kind", "state")  # in this order in what scrape() finds
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -38,7 +39,7 @@ def scrape(*models: ModelState) -> dict[tuple[str, ...], float]:
     """Sample values by name and label values, through the text form."""
     text = generate_latest(Scrape(CollectorRegistry(), models, MACHINE)).decode()
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(sample.labels[label] for label in LABELS if label in sample.labels)): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }

@@ -17,6 +17,7 @@ _NUM_PARAMETERS = {  # of the published models, whose shapes these are
     "llama-1b": 1_235_814_400,
     "llama-8b": 8_030_261_248,
     "qwen3-0.6b": 596_049_920,
+    "llama-30b-a3b": 30_532_122_624 - 48 * 2 * 128,  # without the norms of queries and keys
 }
 
 

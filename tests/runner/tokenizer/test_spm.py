@@ -120,3 +120,22 @@ def test_every_text_comes_back(text: str) -> None:
     )
     ids = tokenizer.encode(text, add_special=False, parse_special=False)
     assert tokenizer.decode(ids) == text.replace("▁", " ")
+
+
+def test_letters_that_are_only_bytes_still_join_into_a_token() -> None:
+    names = ["<unk>", "<s>", "</s>", "a", "\n\n", *(f"<0x{byte:02X}>" for byte in range(256))]
+    types = [2, 3, 3, 1, 1, *[6] * 256]
+    scores = [0.0, 0.0, 0.0, -1.0, -2.0, *[0.0] * 256]
+    tokenizer = Tokenizer.from_metadata(
+        {
+            "general.architecture": "llama",
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": names,
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+            "tokenizer.ggml.scores": np.array(scores, np.float32),
+            "tokenizer.ggml.add_space_prefix": False,
+        }
+    )
+    ids = tokenizer.encode("a\n\n\na", add_special=False, parse_special=False)
+    assert [names[i] for i in ids] == ["a", "\n\n", "<0x0A>", "a"]
+    assert tokenizer.decode(ids) == "a\n\n\na"

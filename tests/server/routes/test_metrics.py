@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+LABELS = ("device", "library", "kind", "model", "route", "method", "status")  # in this order in what scrape() finds
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -16,7 +17,7 @@ def scrape(site: Any) -> dict[tuple[str, ...], float]:
     answer = site.get("/metrics")
     assert answer.status_code == 200
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(sample.labels[label] for label in LABELS if label in sample.labels)): sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }

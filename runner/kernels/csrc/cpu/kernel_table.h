@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "isa.h"
 #include "quant_types.h"
@@ -15,7 +16,7 @@ struct Tile {
   int num_tokens, width;
   int64_t first_token;  // row of x and of the outputs
   int64_t num_blocks;   // of 32, without the padding
-  int32_t* q;           // (block, 8, width): four int8 a word
+  int32_t* q;           // (block, 8, width): four int8 a word; for matrix tiles (matmul_amx.h) (block, width, 8)
   float* scale;         // (block, width)
   float* sum;           // (block, width): scale * (sum of q)
   float* half_sum;      // (block, 2, width): the same of each 16
@@ -47,17 +48,22 @@ inline constexpr int64_t kColumnsPerPass = 2048;
 inline constexpr int64_t kScratchBytes =
     kPanelsPerPass * kColumnsPerPass / kBlock * (kPanelRows * kBlock + 2 * 2 * kPanelRows * int64_t{sizeof(float)});
 
-struct KernelTable {
+// One of the two forms of a product, which give the same bytes.
+struct FormTable {
+  std::span<const int> widths;  // of tiles, ascending
   void (*quantize)(const float* x, int64_t cols, const Tile& tile);
-  // Both give the same bytes. direct unpacks in registers for tiles of kDirectWidths tokens, panel into scratch, once
-  // for all tiles of kPanelWidths tokens. Indexed by the type's place in QuantTypes, then FloatTypes.
-  Multiply direct[kNumTypes];
-  Multiply panel[kNumTypes];
+  Multiply multiply[kNumTypes];  // by the type's place in QuantTypes, then FloatTypes
+};
+
+struct KernelTable {
+  FormTable direct;  // unpacks in registers
+  FormTable panel;   // unpacks into scratch, once for all tiles
 };
 
 inline constexpr int kDirectWidths[] = {1, 2, 3, 4, 6, 8};
 inline constexpr int kPanelWidths[] = {4, 5, 6};
 
 extern const KernelTable kPortableKernels, kAvx2Kernels, kAvxVnniKernels, kAvx512VnniKernels;
+extern const FormTable kAmxPanelKernels;  // the direct form is kAvx512VnniKernels's
 
 }  // namespace shale

@@ -12,9 +12,12 @@ namespace {
 
 template <class V, class... Q, class... F>
 constexpr KernelTable make_table(TypeList<Q...>, TypeList<F...>) {
-  return {.quantize = quantize_tile<V>,
-          .direct = {multiply_direct<V, Q>..., multiply_float<V, F>...},
-          .panel = {multiply_unpacked<V, Q>..., multiply_float<V, F>...}};
+  return {.direct = {.widths = kDirectWidths,
+                     .quantize = quantize_tile<V, Layout::words>,
+                     .multiply = {multiply_direct<V, Q>..., multiply_float<V, F>...}},
+          .panel = {.widths = kPanelWidths,
+                    .quantize = quantize_tile<V, Layout::words>,
+                    .multiply = {multiply_unpacked<V, Q>..., multiply_float<V, F>...}}};
 }
 
 template <class V>

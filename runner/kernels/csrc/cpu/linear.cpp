@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <span>
 
 #include "isa.h"
 #include "kernel_table.h"
@@ -19,22 +20,26 @@ constexpr int64_t kDirectTokens = 16;
 // microseconds) for the piece counter to cost nothing.
 constexpr int64_t kPieceBytes = 96 << 10;
 constexpr int kPiecesPerThread = 4;
-// Tiles that are worth unpacking a panel for.
-constexpr int64_t kTilesPerGroup = 16;
+constexpr int64_t kTokensPerGroup = 96;  // that are worth unpacking a panel for
 constexpr int64_t kPanelsPerStep = 2;  // the widest microkernel's
 
-const KernelTable& active_kernels() {
+const FormTable& active_kernels(bool is_direct) {
+  const auto form_of = [=](const KernelTable& table) -> const FormTable& {
+    return is_direct ? table.direct : table.panel;
+  };
   switch (active_isa()) {
 #if defined(__x86_64__)
+    case Isa::amx:
+      return is_direct ? kAvx512VnniKernels.direct : kAmxPanelKernels;
     case Isa::avx512vnni:
-      return kAvx512VnniKernels;
+      return form_of(kAvx512VnniKernels);
     case Isa::avxvnni:
-      return kAvxVnniKernels;
+      return form_of(kAvxVnniKernels);
     case Isa::avx2:
-      return kAvx2Kernels;
+      return form_of(kAvx2Kernels);
 #endif
     default:
-      return kPortableKernels;
+      return form_of(kPortableKernels);
   }
 }
 
@@ -77,21 +82,16 @@ Workspace& workspace() {
   return mine;
 }
 
-template <std::size_t N>
-int width_for(const int (&widths)[N], int num_tokens) {
-  return *std::lower_bound(widths, widths + N, num_tokens);  // the last is the largest tile
-}
-
 // Splits the tokens evenly into as few tiles as there can be.
-void plan_tiles(int64_t num_tokens, bool is_direct, std::vector<Tile>& tiles) {
-  const int64_t widest = is_direct ? *std::rbegin(kDirectWidths) : *std::rbegin(kPanelWidths);
+void plan_tiles(int64_t num_tokens, std::span<const int> widths, std::vector<Tile>& tiles) {
+  const int64_t widest = widths.back();
   const int64_t num_tiles = (num_tokens + widest - 1) / widest;
   tiles.assign(static_cast<std::size_t>(num_tiles), Tile{});
   int64_t token = 0;
   for (int64_t i = 0; i < num_tiles; ++i) {
     Tile& tile = tiles[static_cast<std::size_t>(i)];
     tile.num_tokens = static_cast<int>((num_tokens - token + num_tiles - i - 1) / (num_tiles - i));
-    tile.width = is_direct ? width_for(kDirectWidths, tile.num_tokens) : width_for(kPanelWidths, tile.num_tokens);
+    tile.width = *std::lower_bound(widths.begin(), widths.end(), tile.num_tokens);
     tile.first_token = token;
     token += tile.num_tokens;
   }
@@ -120,7 +120,7 @@ int64_t tile_bytes(const Tile& tile, int64_t cols) {
   return kWords * 4 * num_padded_blocks(cols) * tile.width + kArrays * kLine;
 }
 
-void quantize_tiles(const KernelTable& kernels, const float* x, int64_t cols, Workspace& space) {
+void quantize_tiles(const FormTable& kernels, const float* x, int64_t cols, Workspace& space) {
   int64_t bytes = 0;
   for (const Tile& tile : space.tiles) bytes += tile_bytes(tile, cols);
   uint8_t* memory = space.activations.at_least(bytes);
@@ -140,22 +140,23 @@ struct Cut {
 
 // There are to be kPiecesPerThread pieces for each thread. Panels are cut first; tokens only where panels do not
 // suffice, because every piece unpacks its panels anew.
-Cut cut(const LinearTarget& target, bool is_direct, int64_t num_tiles) {
+Cut cut(const LinearTarget& target, bool is_direct, int64_t num_tokens) {
   const int64_t count = num_panels(target.matrix.rows), wanted = int64_t{kPiecesPerThread} * Pool::instance().size();
   const int64_t bytes = stored_type(target.matrix.type).panel_bytes(target.matrix.cols);
   const int64_t least = is_direct ? 1 : kPanelsPerStep;
   const int64_t most = is_direct ? std::max<int64_t>(1, kPieceBytes / bytes) : kPanelsPerPass;
   const int64_t panels = std::clamp<int64_t>(count / wanted, least, most);
   const int64_t groups = wanted / ((count + panels - 1) / panels);
-  return {panels, is_direct ? 1 : std::clamp<int64_t>(groups, 1, std::max<int64_t>(1, num_tiles / kTilesPerGroup))};
+  return {panels, is_direct ? 1 : std::clamp<int64_t>(groups, 1, std::max<int64_t>(1, num_tokens / kTokensPerGroup))};
 }
 
 void plan_pieces(const std::vector<LinearTarget>& targets, bool is_direct, Workspace& space) {
   const auto num_tiles = static_cast<int64_t>(space.tiles.size());
+  const int64_t num_tokens = space.tiles.back().first_token + space.tiles.back().num_tokens;
   space.pieces.clear();
   for (std::size_t i = 0; i < targets.size(); ++i) {
     const int64_t count = num_panels(targets[i].matrix.rows);
-    const auto [panels, groups] = cut(targets[i], is_direct, num_tiles);
+    const auto [panels, groups] = cut(targets[i], is_direct, num_tokens);
     for (int64_t begin = 0; begin < count; begin += panels) {
       for (int64_t g = 0; g < groups; ++g) {
         space.pieces.push_back({static_cast<int>(i), static_cast<int>(g * num_tiles / groups),
@@ -188,10 +189,10 @@ Product product_of(const LinearTarget& target, const Piece& piece, const float* 
 void linear(const float* x, int64_t num_tokens, int64_t cols, const std::vector<LinearTarget>& targets,
             LinearForm form) {
   if (num_tokens == 0 || targets.empty()) return;
-  const KernelTable& kernels = active_kernels();
   const bool is_direct = form == LinearForm::automatic ? num_tokens <= kDirectTokens : form == LinearForm::direct;
+  const FormTable& kernels = active_kernels(is_direct);
   Workspace& space = workspace();
-  plan_tiles(num_tokens, is_direct, space.tiles);
+  plan_tiles(num_tokens, kernels.widths, space.tiles);
   const auto is_quantized_target = [](const LinearTarget& t) { return stored_type(t.matrix.type).is_quantized; };
   if (std::any_of(targets.begin(), targets.end(), is_quantized_target)) quantize_tiles(kernels, x, cols, space);
   plan_pieces(targets, is_direct, space);
@@ -199,9 +200,8 @@ void linear(const float* x, int64_t num_tokens, int64_t cols, const std::vector<
   Pool::instance().run(static_cast<int64_t>(space.pieces.size()), [&](int64_t i, int worker) {
     const Piece& piece = space.pieces[static_cast<std::size_t>(i)];
     const LinearTarget& target = targets[static_cast<std::size_t>(piece.target)];
-    const Multiply multiply = (is_direct ? kernels.direct : kernels.panel)[target.matrix.type];
-    multiply(product_of(target, piece, x, space.tiles), piece.begin, piece.end,
-             scratch ? scratch + worker * kScratchBytes : nullptr);
+    kernels.multiply[target.matrix.type](product_of(target, piece, x, space.tiles), piece.begin, piece.end,
+                                         scratch ? scratch + worker * kScratchBytes : nullptr);
   });
 }
 

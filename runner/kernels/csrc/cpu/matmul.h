@@ -47,7 +47,8 @@ struct Pass {
   float* panel_minimum(int i) const { return minimum + i * kMaxBlocks * kFloats; }
 };
 
-template <class V, class Q>
+// kSigned: codes without their offset, as int8.
+template <class V, class Q, bool kSigned = false>
 void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales>& pass) {
   constexpr int kUnitScales = Q::unit_blocks * Q::scales, kPlaneBytes = plane_bytes(Q::planes);
   uint8_t* codes = pass.panel_codes(i);
@@ -66,6 +67,10 @@ void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales>& pass) {
       prefetch_ahead<kPlaneBytes>(planes);
       typename V::Bytes w[8];
       read_block<V, Q>(planes, w);
+      if constexpr (kSigned && Q::offset_log2 != kNoOffset) {
+#pragma GCC unroll 8
+        for (int g = 0; g < 8; ++g) w[g] = V::template without_offset<Q::offset_log2>(w[g]);
+      }
 #pragma GCC unroll 8
       for (int g = 0; g < 8; ++g) V::store_bytes(codes + g * kLine, w[g]);
     }
@@ -118,27 +123,40 @@ inline void multiply_block(const Pass<F::scales>& pass, int i, int64_t b, const 
   }
 }
 
+// The sums of R panels from the matrix's `panel`-th on and of a tile, before and after a pass.
+template <class V, int R, int T>
+inline void load_sums(const Product& product, bool is_first, int64_t panel, const Tile& tile,
+                      typename V::Floats (&f)[R][T]) {
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) {
+    const float* out = product.out + tile.first_token * product.rows + (panel + r) * kPanelRows;
+    const int64_t num_rows = num_rows_of_panel(product, panel + r);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      f[r][t] = is_first || t >= tile.num_tokens ? V::zero() : V::load_rows(out + t * product.rows, num_rows);
+    }
+  }
+}
+
+template <class V, int R, int T>
+inline void store_sums(const Product& product, bool is_last, int64_t panel, const Tile& tile,
+                       const typename V::Floats (&f)[R][T]) {
+  Product stored = product;
+  if (!is_last) stored.bias = nullptr;
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) store_results<V, T>(stored, panel + r, tile.first_token, tile.num_tokens, f[r]);
+}
+
 // R panels from the pass's i-th on (the matrix's `panel`-th) times one tile.
 template <class V, class F, int R, int T>
 void multiply_tile(const Product& product, const Pass<F::scales>& pass, int i, int64_t panel, const Tile& tile,
                    int offset_shift) {
   typename V::Floats f[R][T];
-#pragma GCC unroll 2
-  for (int r = 0; r < R; ++r) {
-    const float* out = product.out + tile.first_token * product.rows + (panel + r) * kPanelRows;
-    const int64_t num_rows = num_rows_of_panel(product, panel + r);
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      f[r][t] = pass.is_first || t >= tile.num_tokens ? V::zero() : V::load_rows(out + t * product.rows, num_rows);
-    }
-  }
+  load_sums<V, R, T>(product, pass.is_first, panel, tile, f);
   for (int64_t b = 0; b < pass.num_blocks; ++b) {
     multiply_block<V, F, R, T>(pass, i, b, TileBlock<T>(tile, pass.first_block + b), offset_shift, f);
   }
-  Product stored = product;
-  if (!pass.is_last) stored.bias = nullptr;
-#pragma GCC unroll 2
-  for (int r = 0; r < R; ++r) store_results<V, T>(stored, panel + r, tile.first_token, tile.num_tokens, f[r]);
+  store_sums<V, R, T>(product, pass.is_last, panel, tile, f);
 }
 
 template <class V, class F, int R>
@@ -171,8 +189,11 @@ void multiply_pass(const Product& product, const Pass<F::scales>& pass, int64_t 
   }
 }
 
-template <class V, class Q>
-void multiply_unpacked(const Product& product, int64_t begin, int64_t end, uint8_t* scratch) {
+// Unpacks the panels [begin, end) pass by pass: unpack(panel, i, pass) for each of them, then
+// multiply(pass, panel, num_panels).
+template <class Q, class Unpack, class MultiplyPass>
+inline void for_each_pass(const Product& product, int64_t begin, int64_t end, uint8_t* scratch, Unpack&& unpack,
+                          MultiplyPass&& multiply) {
   constexpr int64_t kBlocksPerPass = kColumnsPerPass / kBlock;
   const int64_t num_units = (product.cols + Q::unit_columns - 1) / Q::unit_columns;
   const int64_t num_blocks = num_units * Q::unit_blocks;
@@ -184,12 +205,18 @@ void multiply_unpacked(const Product& product, int64_t begin, int64_t end, uint8
       pass.num_blocks = num_blocks - b < kBlocksPerPass ? num_blocks - b : kBlocksPerPass;
       pass.is_first = b == 0;
       pass.is_last = b + pass.num_blocks == num_blocks;
-      for (int i = 0; i < num_panels; ++i) {
-        unpack_panel<V, Q>(product.panels + (panel + i) * product.panel_bytes, i, pass);
-      }
-      multiply_pass<V, FormOf<V, Q>>(product, pass, panel, num_panels, correction_shift<V, Q>);
+      for (int i = 0; i < num_panels; ++i) unpack(product.panels + (panel + i) * product.panel_bytes, i, pass);
+      multiply(pass, panel, num_panels);
     }
   }
+}
+
+template <class V, class Q>
+void multiply_unpacked(const Product& product, int64_t begin, int64_t end, uint8_t* scratch) {
+  for_each_pass<Q>(product, begin, end, scratch, unpack_panel<V, Q>,
+                   [&](const Pass<Q::scales>& pass, int64_t panel, int num_panels) {
+                     multiply_pass<V, FormOf<V, Q>>(product, pass, panel, num_panels, correction_shift<V, Q>);
+                   });
 }
 
 }  // namespace

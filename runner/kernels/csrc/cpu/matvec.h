@@ -94,7 +94,7 @@ inline void store_results(const Product& product, int64_t panel, int64_t first_t
                           const typename V::Floats (&f)[T]) {
   const int64_t row = panel * kPanelRows, num_rows = num_rows_of_panel(product, panel);
   const typename V::Floats bias = product.bias ? V::load_rows(product.bias + row, num_rows) : V::zero();
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) {
     if (t >= num_tokens) break;
     float* out = product.out + (first_token + t) * product.rows + row;

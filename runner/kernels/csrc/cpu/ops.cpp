@@ -8,6 +8,7 @@ const OpTable& ops() noexcept {
 #if SHALE_X86
   switch (active_isa()) {
     case Isa::avx512vnni:
+    case Isa::amx:
       return ops_avx512;
     case Isa::avx2:
     case Isa::avxvnni:

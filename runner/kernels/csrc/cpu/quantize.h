@@ -38,12 +38,20 @@ inline QuantizedBlock quantize_block(const float* x) {
   return block;
 }
 
+// How a block's int8 of a tile lie in Tile::q.
+enum class Layout { words, rows };  // (8 words, width): a word of all tokens; (width, 8): 32 columns of a token
+
 // Block b of the tile's t-th token.
+template <Layout kLayout>
 inline void store_block(const QuantizedBlock& block, int64_t b, int t, const Tile& tile) {
   const int64_t width = tile.width, at = b * width + t, first = 2 * b * width + t, second = first + width;
-  int32_t* words = tile.q + 8 * b * width + t;
+  if constexpr (kLayout == Layout::rows) {
+    std::memcpy(tile.q + 8 * at, block.q, kBlock);
+  } else {
+    int32_t* words = tile.q + 8 * b * width + t;
 #pragma GCC unroll 8
-  for (int g = 0; g < 8; ++g) std::memcpy(words + g * width, block.q + 4 * g, 4);
+    for (int g = 0; g < 8; ++g) std::memcpy(words + g * width, block.q + 4 * g, 4);
+  }
   const int32_t sum = block.half_sum[0] + block.half_sum[1];
   tile.scale[at] = block.scale;
   tile.sum[at] = block.scale * static_cast<float>(sum);
@@ -55,16 +63,18 @@ inline void store_block(const QuantizedBlock& block, int64_t b, int t, const Til
 }
 
 // x: (num_tokens, cols), the row of the tile's first token; cols a multiple of 32.
-template <class V>
+template <class V, Layout kLayout>
 void quantize_tile(const float* x, int64_t cols, const Tile& in_memory) {
   const Tile tile = in_memory;  // a copy: stores through its pointers cannot change it
   const int64_t num_padded = num_padded_blocks(cols);
   for (int64_t b = 0; b < tile.num_blocks; ++b) {
-    for (int t = 0; t < tile.num_tokens; ++t) store_block(quantize_block<V>(x + t * cols + b * kBlock), b, t, tile);
-    for (int t = tile.num_tokens; t < tile.width; ++t) store_block({}, b, t, tile);
+    for (int t = 0; t < tile.num_tokens; ++t) {
+      store_block<kLayout>(quantize_block<V>(x + t * cols + b * kBlock), b, t, tile);
+    }
+    for (int t = tile.num_tokens; t < tile.width; ++t) store_block<kLayout>({}, b, t, tile);
   }
   for (int64_t b = tile.num_blocks; b < num_padded; ++b) {
-    for (int t = 0; t < tile.width; ++t) store_block({}, b, t, tile);
+    for (int t = 0; t < tile.width; ++t) store_block<kLayout>({}, b, t, tile);
   }
 }
 

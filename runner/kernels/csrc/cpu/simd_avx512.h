@@ -36,6 +36,11 @@ struct Avx512Vnni {
     if constexpr (kFrom < kTo) plane = _mm512_slli_epi16(plane, kTo - kFrom);
     return _mm512_ternarylogic_epi32(codes, plane, _mm512_set1_epi8(static_cast<char>(kMask << kTo)), kOrAnd);
   }
+  // codes - 2^kOffsetLog2 as int8
+  template <int kOffsetLog2>
+  static Bytes without_offset(Bytes codes) {
+    return _mm512_sub_epi8(codes, _mm512_set1_epi8(static_cast<char>(1 << kOffsetLog2)));
+  }
   static Table load_table(const uint8_t* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -45,6 +50,7 @@ struct Avx512Vnni {
   static Ints broadcast_shifted(const int32_t* p, int shift) {
     return _mm512_sll_epi32(_mm512_set1_epi32(*p), _mm_cvtsi32_si128(shift));  // a shift by 32 gives zero
   }
+  static Ints load_ints(const int32_t* p) { return _mm512_load_si512(p); }
   static Word broadcast_word(const int32_t* p) { return _mm512_set1_epi32(*p); }
   template <bool kWide>
   static Ints dot(Ints sum, Bytes w, Word x) {
