@@ -175,7 +175,7 @@ def check_ids(ids: Sequence[int], num_vocab: int) -> None:
 
 def _tokens(prompt: str | Sequence[int], model: LoadedModel) -> Sequence[int]:
     if isinstance(prompt, str):
-        tokens: Sequence[int] = model.tokenizer.encode(prompt, add_special=True, parse_special=True) if prompt else ()
+        tokens: Sequence[int] = model.tokenizer.encode_prompt(prompt) if prompt else ()
     else:
         tokens = prompt
     if not tokens:

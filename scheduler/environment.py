@@ -41,6 +41,7 @@ _SECRET_WORD = "(?:API|KEY|TOKEN|SECRET|PASSWORD|PASS|CREDENTIAL|CREDENTIALS|AUT
 # An environment-style assignment: upper case only, so that "eos_token = 2" stays readable.
 _ASSIGNMENT = re.compile(rf"\b((?:[A-Z0-9]+_)*{_SECRET_WORD}(?:_[A-Z0-9]+)*['\"]?\s*[=:]\s*)(['\"]?)[^\s'\",]+\2")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]+")
+_QUERY = re.compile(r"(?i)([?&](?:api_?key|key|(?:access_)?token|secret|password)=)[^&\s\"']+")
 
 
 def runner_environment(
@@ -60,5 +61,7 @@ def runner_environment(
 
 
 def redact(text: str) -> str:
-    """``text`` without the values of what looks like a secret (``X_API_KEY=…``, ``Bearer …``)."""
-    return _BEARER.sub(rf"\1{_REDACTED}", _ASSIGNMENT.sub(rf"\1{_REDACTED}", text))
+    """``text`` without the values of what looks like a secret (``X_API_KEY=…``, ``Bearer …``, ``?api_key=…``)."""
+    for pattern in (_ASSIGNMENT, _BEARER, _QUERY):
+        text = pattern.sub(rf"\1{_REDACTED}", text)
+    return text

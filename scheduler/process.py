@@ -151,8 +151,9 @@ class RunnerProcess:
     # ---- called by _Ears -----------------------------------------------------------------------
 
     def _hear(self, line: str) -> None:
+        line = redact(line.replace(self.token, "[redacted]"))  # its last words go to clients as well
         self._words.hear(line)
-        LOG.info("[%s] %s", self.name, redact(line.replace(self.token, "[redacted]")))
+        LOG.info("[%s] %s", self.name, line)
 
     def _end(self) -> None:
         assert self._transport is not None

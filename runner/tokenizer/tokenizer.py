@@ -133,8 +133,8 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """The token ids of ``text``.
 
-        ``add_special``: with BOS and EOS as the model wants them; a BOS that the text begins with is not
-        doubled. ``parse_special``: the texts of control tokens become those tokens; otherwise they are plain
+        ``add_special``: with BOS and EOS as the model wants them, whatever the text begins with.
+        ``parse_special``: the texts of control tokens become those tokens; otherwise they are plain
         text. User-defined tokens are always found. Raises TokenizerError where the text has a lone surrogate.
         """
         _check_unicode(text)
@@ -145,8 +145,14 @@ class Tokenizer:
             ids += next(plain) if isinstance(piece, str) else (piece,)
         return self._framed(ids) if add_special else ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a prompt: specials parsed and added, but a BOS that the text (a template's, say) begins with
+        is not doubled. Raises TokenizerError."""
+        ids = self.encode(text, add_special=True, parse_special=True)
+        return ids[1:] if self.add_bos and ids[:2] == [self.bos_id, self.bos_id] else ids
+
     def _framed(self, ids: list[int]) -> list[int]:
-        if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+        if self.add_bos and self.bos_id is not None:
             ids = [self.bos_id, *ids]
         if self.add_eos and self._last_id is not None:
             ids = [*ids, self._last_id]

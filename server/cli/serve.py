@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 
+from scheduler.environment import redact
 from server import version
 from server.catalog import Catalog
 from server.cli.client import CommandError
@@ -22,16 +23,28 @@ REASONS = {
 }
 
 
+class RedactedFormatter(logging.Formatter):
+    """Lines without secrets, whoever wrote them: a client's URL may have its key in it, a traceback anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _start_log(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactedFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    for name in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises CommandError when the address cannot be bound."""
     import uvicorn
 
     from server.app import create_app
 
-    level = logging.DEBUG if settings.debug else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    for name in ("httpx", "httpcore", "asyncio"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _start_log(logging.DEBUG if settings.debug else logging.INFO)
     listener, catalog = bind(settings.address), Catalog(settings.models)
     app = create_app(settings, catalog)
     print(announcement(settings, catalog, listener.getsockname()[1]), flush=True)

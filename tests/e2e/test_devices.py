@@ -61,6 +61,9 @@ def test_a_plan_comes_true_to_the_byte_and_the_text_is_the_cpu_s(split_server: S
     free = [device["free_bytes"] for device in get(split_server, "/api/devices")["devices"][1:]]
     assert free == [4 * MIB - held(split_server)[0], 5 * MIB - held(split_server)[1]]
     assert "100% GPU" in split_server.command("ps").stdout
+    beside = split_server.post("/api/plan", {"model": DEMO, **options}).json()
+    assert beside["notes"] == ["the model is loaded now; this is a plan for what is free beside it"]
+    assert not any(device["layers"] for device in beside["devices"][1:])
 
     split_server.command("stop", DEMO)
     assert held(split_server) == [0, 0]

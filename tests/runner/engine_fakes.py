@@ -29,6 +29,9 @@ class FakeTokenizer:
     eog_ids = frozenset({END})
     add_eos = False
 
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode(text, add_special=True, parse_special=True)
+
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(text.encode())
 

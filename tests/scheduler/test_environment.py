@@ -46,6 +46,7 @@ def test_a_checkout_comes_first(parent, path):
         ("OPENAI_API_KEY: 'sk-1'", "OPENAI_API_KEY: [redacted]"),
         ("{'DB_PASSWORD': 'hunter2', 'PATH': '/bin'}", "{'DB_PASSWORD': [redacted], 'PATH': '/bin'}"),
         ("authorization: Bearer abc.def-1", "authorization: Bearer [redacted]"),
+        ('"GET /v1/models?a=b&api_key=sk-1&c=d HTTP/1.1"', '"GET /v1/models?a=b&api_key=[redacted]&c=d HTTP/1.1"'),
         ("eos_token = 2, tokens: 512, KEYBOARD=1", "eos_token = 2, tokens: 512, KEYBOARD=1"),
         ("PATH=/usr/bin", "PATH=/usr/bin"),
     ],

@@ -18,6 +18,8 @@ from server.schemas.plan import PlanRequest
 
 router = APIRouter()
 
+LOADED_NOTE = "the model is loaded now; this is a plan for what is free beside it"
+
 
 @router.get("/api/devices")
 async def devices(request: Request) -> Response:
@@ -35,7 +37,11 @@ async def plan(request: Request) -> Response:
     options = LoadOptions(**body.loading)
     machine = await asyncio.to_thread(hypothetical_machine, body.devices, body.system_memory, service.scheduler.machine)
     found = await watched(request, service.scheduler.plan(model_file(entry), options, machine))
-    return json_response(plan_answer(entry.name, options, found))
+    answer = plan_answer(entry.name, options, found)
+    is_loaded = any(each.model.path == entry.path for each in service.scheduler.running())
+    if is_loaded and body.devices is None:
+        answer["notes"].append(LOADED_NOTE)
+    return json_response(answer)
 
 
 def _devices(scheduler: Scheduler) -> list[dict[str, Any]]:

@@ -68,11 +68,12 @@ def test_runs_of_spaces_stay_together(spm: Build, texts: Texts) -> None:
     assert texts(tokenizer, "a    a") == [" a", "    ", "a"]
 
 
-def test_bos_is_added_and_not_doubled(spm: Build) -> None:
+def test_bos_is_added_but_not_doubled_in_a_prompt(spm: Build) -> None:
     tokenizer = spm(ABC)
     a = tokenizer.encode("a", add_special=False, parse_special=False)
     assert tokenizer.encode("a", add_special=True, parse_special=True) == [1, *a]
-    assert tokenizer.encode("<s>a", add_special=True, parse_special=True) == [1, *a]
+    assert tokenizer.encode("<s>a", add_special=True, parse_special=True) == [1, 1, *a]
+    assert tokenizer.encode_prompt("<s>a") == tokenizer.encode_prompt("a") == [1, *a]
     assert tokenizer.encode("", add_special=True, parse_special=True) == [1]
 
 

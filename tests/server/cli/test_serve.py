@@ -58,3 +58,13 @@ def test_no_models_are_told_with_the_setting_that_names_the_directory(models: Pa
     assert "no GGUF file below" in announcement(Settings(models=models), Catalog(models), 5)
     missing = models / "nothing"
     assert "is not a directory (SHALE_MODELS)" in announcement(Settings(models=missing), Catalog(missing), 5)
+
+
+def test_no_secret_gets_into_the_log() -> None:
+    try:
+        raise ValueError("HF_TOKEN=hf_abc")
+    except ValueError:
+        record = logging.LogRecord("x", logging.INFO, "x.py", 1, "%s of %s", ("Bearer abc", "me"), sys.exc_info())
+    text = RedactedFormatter("%(message)s").format(record)
+    assert text.startswith("Bearer [redacted] of me\n")
+    assert "hf_abc" not in text

@@ -1,0 +1,215 @@
+"""What an operator and a waiting user see of a real server: /metrics, /api/ps and bars while a model loads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Server
+
+DEMO = "shale-demo"
+TINY = "tiny/llama"
+ASK = {"model": DEMO, "prompt": "What does os.getcwd do?", "options": {"temperature": 0, "num_predict": 5}}
+SECRET = "s3cr3t-value-of-a-key"
+
+
+@pytest.fixture(scope="module")
+def counted(models: Path, repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of its own, that keeps one model at a time, so that counts are this file's."""
+    log = tmp_path_factory.mktemp("log") / "counted.log"
+    settings = {"SHALE_MAX_LOADED_MODELS": "1", "SHALE_DEBUG": "1", "X_API_KEY": SECRET, "HF_TOKEN": SECRET}
+    server = Server(repository_root, models, log, **settings)
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
+    assert SECRET not in log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def scrape(server: Server) -> list[Any]:
+    text = httpx.get(f"{server.url}/metrics", trust_env=False).raise_for_status().text
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def value(server: Server, name: str, **labels: str) -> float:
+    """The sum of the samples that have these labels."""
+    found = (s for s in scrape(server) if s.name == name and labels.items() <= s.labels.items())
+    return float(sum(sample.value for sample in found))
+
+
+def models_of(server: Server) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = httpx.get(f"{server.url}/api/ps", trust_env=False).json()["models"]
+    return models
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def unload_all(server: Server) -> None:
+    for model in models_of(server):
+        server.post("/api/generate", {"model": model["name"], "keep_alive": 0})
+    until(lambda: not models_of(server))
+
+
+@contextlib.contextmanager
+def stopped_load(server: Server) -> Iterator[psutil.Process]:
+    """A request for the demo model whose runner stands still before it answers for the first time."""
+    unload_all(server)
+    request = threading.Thread(target=server.post, args=("/api/generate", ASK))
+    request.start()
+    until(server.runners)
+    (runner,) = server.runners()
+    runner.suspend()
+    try:
+        yield runner
+    finally:
+        runner.resume()
+        request.join(30)
+
+
+# ---- counters ----------------------------------------------------------------------------------
+
+
+def test_a_request_moves_every_counter_it_should(counted: Server) -> None:
+    unload_all(counted)
+    names = ("shale_loads_total", "shale_load_seconds_count", "shale_queue_wait_seconds_count")
+    before = [value(counted, name) for name in names]
+    generated = value(counted, "shale_generated_tokens_total", model=DEMO)
+    answered = value(counted, "shale_requests_total", route="/api/generate", method="POST", status="200")
+    with httpx.stream("POST", f"{counted.url}/api/generate", json=ASK, timeout=30, trust_env=False) as response:
+        assert len(list(response.iter_lines())) >= 2
+    assert [value(counted, name) for name in names] == [count + 1 for count in before]
+    assert value(counted, "shale_generated_tokens_total", model=DEMO) == generated + 5
+    until(lambda: value(counted, "shale_requests_total", route="/api/generate", status="200") == answered + 1)
+    assert value(counted, "shale_models_loaded") == 1
+    assert value(counted, "shale_queue_length") == 0
+    phases = [value(counted, "shale_load_phase_seconds_total", phase=p) for p in ("process", "layout", "weights")]
+    assert all(seconds > 0 for seconds in phases)
+    assert sum(phases) <= value(counted, "shale_load_seconds_sum")
+
+
+def test_an_eviction_counts_and_bytes_are_those_that_ps_tells(counted: Server) -> None:
+    counted.post("/api/generate", ASK)
+    before = value(counted, "shale_evictions_total", reason="max_models")
+    counted.post("/api/generate", {"model": TINY})
+    assert value(counted, "shale_evictions_total", reason="max_models") == before + 1
+    (model,) = models_of(counted)
+    held = [s for s in scrape(counted) if s.name == "shale_device_bytes" and s.labels["kind"] != "free"]
+    assert sum(sample.value for sample in held) == model["size"]
+    assert value(counted, "shale_model_bytes", model=TINY) == model["size"]
+    assert value(counted, "shale_device_bytes", device="cpu", kind="free") > 0
+    unload_all(counted)
+    assert value(counted, "shale_model_bytes") == 0
+
+
+def test_a_killed_runner_is_a_crash_once(counted: Server) -> None:
+    counted.post("/api/generate", ASK)
+    before = value(counted, "shale_crashes_total")
+    for runner in counted.runners():
+        runner.send_signal(signal.SIGKILL)
+    until(lambda: value(counted, "shale_crashes_total") == before + 1)
+    until(lambda: not models_of(counted))
+    assert value(counted, "shale_unloads_total", reason="crashed") >= 1
+    assert counted.post("/api/generate", ASK).status_code == 200
+    assert value(counted, "shale_crashes_total") == before + 1
+
+
+def test_a_runner_killed_while_it_loads_is_a_crash_and_a_failed_load(counted: Server) -> None:
+    before = value(counted, "shale_crashes_total"), value(counted, "shale_loads_total", result="crashed")
+    with stopped_load(counted) as runner:
+        runner.kill()
+    assert value(counted, "shale_crashes_total") == before[0] + 1
+    assert value(counted, "shale_loads_total", result="crashed") == before[1] + 1
+
+
+def test_a_key_in_a_request_is_not_logged(counted: Server) -> None:
+    headers = {"authorization": f"Bearer {SECRET}"}
+    httpx.get(f"{counted.url}/api/tags?api_key={SECRET}", headers=headers, trust_env=False)
+    until(lambda: "/api/tags?api_key=[redacted]" in counted.log.read_text())
+
+
+def test_paths_of_strangers_make_one_series(counted: Server) -> None:
+    for number in range(5):
+        httpx.get(f"{counted.url}/wp-admin/{number}", trust_env=False)
+    routes = {sample.labels["route"] for sample in scrape(counted) if sample.name == "shale_requests_total"}
+    assert "other" in routes
+    assert not [route for route in routes if "wp-admin" in route]
+
+
+# ---- while a model loads -----------------------------------------------------------------------
+
+
+def test_ps_tells_of_a_load_under_way(counted: Server) -> None:
+    client = ollama.Client(counted.url)
+    with stopped_load(counted):
+        (model,) = client.ps().models  # the package's ProcessResponse takes it
+        assert (model.model, model.size) == (DEMO, None)
+        assert model.expires_at is not None
+        (model,) = models_of(counted)
+        assert (model["state"], model["progress"]) == ("loading", 0.0)
+        assert value(counted, "shale_models", state="loading") == 1
+        listed = counted.command("ps").stdout
+        assert "loading [                ] 0%" in listed
+    (model,) = client.ps().models
+    assert (model.model, model.size) == (DEMO, models_of(counted)[0]["size"])
+    assert models_of(counted)[0]["state"] == "ready"
+    assert " ready " in counted.command("ps").stdout
+    client._client.close()
+
+
+class Screen:
+    """``shale run`` on a terminal that knows colours: ``text`` is all that was written to it."""
+
+    def __init__(self, server: Server, *arguments: str) -> None:
+        self._master, slave = pty.openpty()
+        command = [sys.executable, "-m", "server", "run", *arguments]
+        environment = {**server.environment, "TERM": "xterm"}
+        self.process = subprocess.Popen(
+            command, cwd=server.root, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        os.set_blocking(self._master, False)
+        self.text = ""
+
+    def has(self, text: str) -> bool:
+        with contextlib.suppress(BlockingIOError, OSError):
+            self.text += os.read(self._master, 65536).decode(errors="replace")
+        return text in self.text
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+
+def test_a_bar_shows_on_the_terminal_and_is_gone_before_the_answer(counted: Server) -> None:
+    with stopped_load(counted) as runner:
+        screen = Screen(counted, DEMO)
+        try:
+            until(lambda: screen.has(f"loading {DEMO}"))
+            runner.resume()
+            until(lambda: screen.has(">>> "), 20)
+        finally:
+            screen.close()
+    after_bar = screen.text.rpartition(f"loading {DEMO}")[2]
+    assert "\x1b[2K" in after_bar.partition("/bye")[0]  # the line is erased before anything else is printed

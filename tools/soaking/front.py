@@ -1,0 +1,83 @@
+"""A server of its own for a soak: ``python -m server serve`` with the fleet, on a port that is free."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 15.0
+KEPT = ("SHALE_KERNELS", "SHALE_CPU_ISA")  # a soak can be run on other kernels
+
+
+class Front:
+    """Starts at once. ``stop`` ends it by SIGTERM, as a service manager would."""
+
+    def __init__(self, models: Path, log: Path, settings: Mapping[str, str]) -> None:
+        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.log = log
+        environment = {name: value for name, value in os.environ.items() if name in KEPT or not _is_setting(name)}
+        environment |= {"SHALE_HOST": self.url, "SHALE_MODELS": str(models), **settings}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "server", "serve"],
+                cwd=ROOT,
+                env=environment | {"PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    async def wait_until_up(self, http: httpx.AsyncClient) -> None:
+        """Raises RuntimeError, with the server's log, if it does not come up."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                await http.get(self.url)
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+        raise RuntimeError(f"the server did not come up:\n{self.log.read_text()}")
+
+    def runners(self) -> list[psutil.Process]:
+        """The living runner processes."""
+        return [child for child in psutil.Process(self.process.pid).children() if model_of(child)]
+
+    async def stop(self) -> int:
+        """The exit status. Raises subprocess.TimeoutExpired; then the process has been killed."""
+        self.process.terminate()
+        try:
+            return await asyncio.to_thread(self.process.wait, STOP_TIMEOUT_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+def model_of(process: psutil.Process) -> str:
+    """The name of the model that a runner serves; empty for any other process, and for one that has ended."""
+    try:
+        command = process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+    return Path(command[command.index("--model") + 1]).stem if "--model" in command else ""
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith(("SHALE_", "OLLAMA_"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
