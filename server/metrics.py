@@ -34,7 +34,8 @@ from scheduler.errors import (
 )
 from scheduler.events import Eviction, Unload
 
-disable_created_metrics()  # when each series began: nobody asks, and it is a third of the text
+# When each series began: nobody asks, and it is a third of the text.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 WAIT_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -81,6 +81,11 @@ async def test_output_is_logged_with_a_prefix_and_without_secrets(caplog):
     assert process.token not in caplog.text
 
 
+async def test_last_words_go_to_clients_and_have_no_secrets_either():
+    process = await start("import os", "raise ValueError('HF_TOKEN=hf_1 ' + os.environ['SHALE_RUNNER_TOKEN'])")
+    assert await process.wait() == "ValueError: HF_TOKEN=[redacted] [redacted]"
+
+
 async def test_last_words_are_the_fatal_lines():
     process = await start("print('INFO fine')", "raise ValueError('the file is damaged')")
     assert await process.wait() == "ValueError: the file is damaged"

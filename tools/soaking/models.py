@@ -70,5 +70,5 @@ def questions() -> tuple[Question, ...]:
         *(Question(name, GENERATE, "def add(a, b):", 8) for name in writers),
         *(Question(name, GENERATE, "The sea is", 120) for name in writers),
         *(Question(name, CHAT, "Who are you?", 30) for name in writers),
-        *(Question(name, EMBED, text) for name in FLEET for text in ("a red house", "where to")),
+        *(Question(name, EMBED, text) for name in EMBEDDING_MODELS for text in ("a red house", "where to")),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from server.catalog import Catalog
 from server.cli.client import CommandError
-from server.cli.serve import announcement, bind
+from server.cli.serve import RedactedFormatter, announcement, bind
 from server.settings import Address, Settings
 
 WriteModel = Callable[..., Path]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
+import ollama
 import pytest
 
 from scheduler.errors import QueueFullError, RunnerDiedError
+from scheduler.scheduler import ModelFile, ModelState
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -168,6 +171,19 @@ def test_ps_shows_what_is_loaded_even_if_its_file_has_gone(site: Any) -> None:
     (row,) = site.get("/api/ps").json()["models"]
     assert (row["size"], row["size_vram"], row["context_length"]) == (20, 0, 4096)
     assert row["expires_at"] == "2030-01-02T00:00:00Z"
+
+
+def test_ps_leaves_out_what_is_not_known_of_a_model_that_loads(site: Any) -> None:
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    site.scheduler.loading = [
+        ModelState(ModelFile("chat", Path("/chat"), "01", 1), "loading", 0.25, moment, None, None)
+    ]
+    ready, loading = site.get("/api/ps").json()["models"]
+    assert (ready["state"], ready["progress"]) == ("ready", 1.0)
+    assert (loading["state"], loading["progress"], loading["expires_at"]) == ("loading", 0.25, "2030-01-01T00:00:00Z")
+    assert loading["details"]["family"] == "llama"
+    assert not {"size", "size_vram", "context_length", "devices"} & set(loading)
+    assert [model.size for model in ollama.ProcessResponse(models=[ready, loading]).models] == [20, None]
 
 
 def test_show_has_metadata_and_leaves_arrays_out_unless_verbose(site: Any) -> None:
