@@ -38,11 +38,11 @@ async def soak(folder: Path, seed: int, num_steps: int, num_clients: int = 6) ->
     models.mkdir(parents=True)
     write_fleet(models)
     async with httpx.AsyncClient(timeout=None, trust_env=False, limits=httpx.Limits(max_connections=None)) as http:
-        truth = await _quiet_answers(http, models, folder / "reference.log")
         devices = ",".join(f"sim:{quota}" for quota in QUOTAS)
         settings = {"SHALE_DEVICES": devices, "SHALE_SIM_LEDGER": str(ledger)}
         front = Front(models, folder / "server.log", settings)
         try:
+            truth = await _quiet_answers(http, models, folder / "reference.log")
             await front.wait_until_up(http)
             storm = Storm(http, front, Accounts(ledger, len(QUOTAS)), truth)
             await storm.rage(make_steps(seed, num_steps), num_clients)
@@ -71,7 +71,9 @@ def table(report: Report) -> str:
         {"quiet moments with exact accounts": report.num_balances, "most bytes held at one": report.most_bytes},
     )
     width = max(len(name) for block in blocks for name in block)
-    return "\n\n".join("\n".join(f"  {name:<{width}}  {count:>9,}" for name, count in block.items()) for block in blocks)
+    return "\n\n".join(
+        "\n".join(f"  {name:<{width}}  {count:>9,}" for name, count in block.items()) for block in blocks
+    )
 
 
 def main() -> int:

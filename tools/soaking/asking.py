@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -61,8 +61,10 @@ class _RefusedError(Exception):
     pass
 
 
-async def do(http: httpx.AsyncClient, url: str, step: Step) -> Outcome:
-    """Returns whatever happens."""
+async def do(
+    http: httpx.AsyncClient, url: str, step: Step, on_line: Callable[[int], None] = lambda number: None
+) -> Outcome:
+    """Returns whatever happens. ``on_line`` hears of every line of a stream, by its number from 1."""
     began_at = time.monotonic()
     route, body = request_of(step)
     read: list[str] = []
@@ -70,7 +72,7 @@ async def do(http: httpx.AsyncClient, url: str, step: Step) -> Outcome:
     try:
         async with asyncio.timeout(step.leave_after_s or REQUEST_TIMEOUT_S):
             if step.is_streamed:
-                answer = await _stream(http, url + route, body, read, step.leave_after_lines)
+                answer = await _stream(http, url + route, body, read, step.leave_after_lines, on_line)
             else:
                 answer = await _post(http, url + route, body)
     except TimeoutError:
@@ -106,30 +108,29 @@ async def _post(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Answ
 
 
 async def _stream(
-    http: httpx.AsyncClient, url: str, body: dict[str, Any], read: list[str], leave_after_lines: int | None
+    http: httpx.AsyncClient,
+    url: str,
+    body: dict[str, Any],
+    read: list[str],
+    leave_after_lines: int | None,
+    on_line: Callable[[int], None],
 ) -> Answer:
     """Puts the pieces of text into ``read`` as they come."""
     last: dict[str, Any] = {}
     async with http.stream("POST", url, json=body) as response:
         if response.status_code != httpx.codes.OK:
             raise _RefusedError(_error_of(response.status_code, (await response.aread()).decode()))
-        async for number, line in _numbered(response.aiter_lines()):
+        async for line in response.aiter_lines():
             last = json.loads(line)
             if "error" in last:
                 raise _RefusedError(f"200: {last['error']}")
             read.append(_text(last))
-            if number == leave_after_lines and not last["done"]:
+            on_line(len(read))
+            if len(read) == leave_after_lines and not last["done"]:
                 raise _LeftError
     if not last.get("done"):
         raise ValueError("the stream ended without its last line")
     return Answer("".join(read), last["done_reason"], last.get("eval_count", 0))
-
-
-async def _numbered(lines: AsyncIterator[str]) -> AsyncIterator[tuple[int, str]]:
-    number = 0
-    async for line in lines:
-        number += 1
-        yield number, line
 
 
 def _error_of(status: int, body: str) -> str:
@@ -148,7 +149,7 @@ def _text(body: dict[str, Any]) -> str:
 
 
 async def ask_all(http: httpx.AsyncClient, url: str, asked: tuple[Question, ...]) -> dict[Question, Answer]:
-    """The answers of a server that has nothing else to do. Raises RuntimeError if it does not give one."""
+    """One answer after the other. Raises RuntimeError where there is none."""
     answers = {}
     for number, question in enumerate(asked):
         outcome = await do(http, url, Step(number, question.model, "ask", question, is_streamed=question.route == CHAT))

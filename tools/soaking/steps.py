@@ -12,14 +12,14 @@ from tools.soaking.models import EMBED, FLEET, MIN_NUM_CTX, Question, questions
 QUOTAS: tuple[int, ...] = (4 << 20, 3 << 20, 2 << 20)
 """Bytes of the simulated devices: all models with their largest contexts take 2.5 times as much."""
 
-NUM_CTX = (None, None, MIN_NUM_CTX, 256, 512, "auto")
+NUM_CTX = (None, None, MIN_NUM_CTX, 256, 512)  # not "auto": it may come to less than an answer needs
 NUM_GPU = (None,) * 12 + (0, 1, 3)
 KEEP_ALIVE = (None, 0, 0, 0, 0.3, "500ms", 1, 2, -1, -1, "-1m")
 QUOTA_FACTORS = (0.0, 0.3, 0.5, 0.8, 1.0, 1.0, 1.5)  # of what it was at the start
 
 P_LOAD, P_UNLOAD = 0.1, 0.1  # else: a question
 P_STREAM, P_LEAVE = 0.6, 0.2
-P_KILL, P_QUOTA = 0.12, 0.2
+P_KILL, P_QUOTA, P_KILL_MIDWAY = 0.08, 0.2, 0.12
 MAX_PAUSE_S = 0.15
 
 
@@ -29,6 +29,13 @@ class Kill:
 
     after_s: float
     choice: float
+
+
+@dataclass(frozen=True, slots=True)
+class KillMidway:
+    """SIGKILL for the runner of the step's own model, once so many lines of its answer have come."""
+
+    lines: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Step:
     leave_after_lines: int | None = None
     leave_after_s: float | None = None
     pause_s: float = 0.0
-    trouble: Kill | Resize | None = None
+    trouble: Kill | KillMidway | Resize | None = None
 
 
 def make_steps(seed: int, count: int) -> list[Step]:
@@ -66,7 +73,7 @@ def make_steps(seed: int, count: int) -> list[Step]:
 def _step(rng: random.Random, number: int, asked: tuple[Question, ...]) -> Step:
     model = rng.choice(list(FLEET))
     chance = rng.random()
-    common = {
+    common: dict[str, Any] = {
         "number": number,
         "model": model,
         "loading": dict(_loading(rng)),
@@ -75,10 +82,13 @@ def _step(rng: random.Random, number: int, asked: tuple[Question, ...]) -> Step:
         "trouble": _trouble(rng),
     }
     if chance < P_LOAD:
-        return Step(action="load", **common)
+        return Step(action="load", **common | {"keep_alive": common["keep_alive"] or None})  # 0 would unload
     if chance < P_LOAD + P_UNLOAD:
         return Step(action="unload", **common)
     question = rng.choice([each for each in asked if each.model == model])
+    if question.route != EMBED and rng.random() < P_KILL_MIDWAY:
+        common["trouble"] = KillMidway(rng.randint(1, 10))
+        return Step(action="ask", question=question, is_streamed=True, **common)
     is_streamed = question.route != EMBED and rng.random() < P_STREAM
     return Step(action="ask", question=question, is_streamed=is_streamed, **_leaving(rng, is_streamed), **common)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 import psutil
@@ -16,7 +18,7 @@ from tools.soaking.accounts import Accounts, loaded
 from tools.soaking.asking import Answer, End, Outcome, ask_all, do
 from tools.soaking.front import Front, model_of
 from tools.soaking.models import FLEET, Question
-from tools.soaking.steps import QUOTAS, Kill, Resize, Step
+from tools.soaking.steps import QUOTAS, Kill, KillMidway, Resize, Step
 from tools.soaking.verdicts import Event, judge
 
 ROUND = 20  # steps between two quiet moments
@@ -80,7 +82,7 @@ class Storm:
 
     def look_back(self, status: int) -> None:
         """After the server's end: its exit status, its log, its children, its ledgers."""
-        if status != 0:
+        if status not in (0, -signal.SIGTERM):  # uvicorn, once all is in order, ends by the signal that it was sent
             self.report.problems.append(f"the server ended with status {status}")
         if defect := _LOG_DEFECTS.search(log := self._front.log.read_text()):
             begin = max(0, defect.start() - 500)
@@ -98,24 +100,29 @@ class Storm:
             step = todo.popleft()
             await asyncio.sleep(step.pause_s)
             async with asyncio.TaskGroup() as group:
-                if step.trouble is not None:
-                    group.create_task(self._make_trouble(step.trouble))
-                outcomes.append(await do(self._http, self._front.url, step))
+                group.create_task(self._make_trouble(step.trouble))
+                outcomes.append(await do(self._http, self._front.url, step, partial(self._hear, step)))
 
-    async def _make_trouble(self, trouble: Kill | Resize) -> None:
+    async def _make_trouble(self, trouble: Kill | KillMidway | Resize | None) -> None:
         if isinstance(trouble, Resize):
             self._accounts.ledgers[f"sim{trouble.device}"].set_quota(trouble.quota_bytes)
             self._events.append(Event(time.monotonic()))
             self.report.troubles["devices resized"] += 1
-            return
-        await asyncio.sleep(trouble.after_s)
-        runners = self._look_at_runners()
-        if not runners:
-            return
-        victim = runners[int(trouble.choice * len(runners))]
-        if model := model_of(victim):
+        elif isinstance(trouble, Kill):
+            await asyncio.sleep(trouble.after_s)
+            if runners := self._look_at_runners():
+                self._kill(runners[int(trouble.choice * len(runners))])
+
+    def _hear(self, step: Step, line: int) -> None:
+        if isinstance(step.trouble, KillMidway) and line == step.trouble.lines:
+            for runner in self._look_at_runners():
+                if model_of(runner) == step.model:
+                    self._kill(runner)
+
+    def _kill(self, runner: psutil.Process) -> None:
+        if model := model_of(runner):
             self._events.append(Event(time.monotonic(), model))
-            victim.kill()
+            runner.kill()
             self.report.troubles["runners killed"] += 1
 
     def _look_at_runners(self) -> list[psutil.Process]:

@@ -57,7 +57,11 @@ _SIGKILL = r"signal: SIGKILL \(Killed\)"
 
 EXPECTED: tuple[Cause, ...] = (
     Cause("killed while it loaded", re.compile(rf"500: llama runner process has terminated: {_SIGKILL}"), _was_killed),
-    Cause("killed before it answered", re.compile(rf"500: model runner has unexpectedly stopped, .*{_SIGKILL}"), _was_killed),
+    Cause(
+        "killed before it answered",
+        re.compile(rf"500: model runner has unexpectedly stopped, .*{_SIGKILL}"),
+        _was_killed,
+    ),
     Cause(
         "killed while it answered",
         re.compile(rf"(200|500): an error was encountered while running the model: {_SIGKILL}"),

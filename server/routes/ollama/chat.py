@@ -29,7 +29,8 @@ async def chat(request: Request) -> Response:
     if not body.model:
         raise InvalidRequestError("model is required", param="model")
     entry = await service.find(body.model)
-    require_completion(entry, body.model, "chat")
+    if body.messages or body.keep_alive != 0:  # a model of any kind can be unloaded
+        require_completion(entry, body.model, "chat")
     require_no_thinking(body)
     options, messages = read_options(body.options), read_messages(body.messages or ())
     rendered = await render(service, entry, messages, thinking_variables(body)) if messages else None

@@ -26,7 +26,8 @@ async def generate(request: Request) -> Response:
     service = service_of(request)
     body = await read_request(request, GenerateRequest)
     entry = await service.find(body.model)
-    require_completion(entry, body.model, "generate")
+    if body.prompt or body.keep_alive != 0:  # a model of any kind can be unloaded
+        require_completion(entry, body.model, "generate")
     require_no_thinking(body)
     options = read_options(body.options)
     text = body.prompt or ""
