@@ -23,7 +23,7 @@ from runner.kv_cache import CacheLayer
 from runner.model.spec import ModelSpec
 from runner.model.step import Buffers
 from runner.model.weights import Placed, stays_in_file
-from runner.protocol import LoadRequest
+from runner.protocol import CacheType, LoadRequest
 
 Devices = Mapping[DeviceName, Device]
 
@@ -88,24 +88,26 @@ def _cache(
     slabs = {device: devices[device].allocate(nbytes) for device, nbytes in sizes.items()}
     cut = dict.fromkeys(layers, 0)
     cache = []
+    key_shape = (spec.num_kv_heads, spec.key_length)
+    value_shape = (spec.num_kv_heads, spec.value_length)
     for layer, device in enumerate(layers):
         keys, values = cache_bytes(spec, request, layer)
+        num_cells = request.num_parallel * cells_per_sequence(spec, request, layer)
         start = cut[device]
         cut[device] += keys + values
         cache.append(
             CacheLayer(
-                _heads(spec, request, layer, slabs[device][start : start + keys], spec.key_length),
-                _heads(spec, request, layer, slabs[device][start + keys : cut[device]], spec.value_length),
+                _heads(slabs[device][start : start + keys], request.key_cache_type, num_cells, key_shape),
+                _heads(slabs[device][start + keys : cut[device]], request.value_cache_type, num_cells, value_shape),
             )
         )
     return tuple(cache)
 
 
-def _heads(spec: ModelSpec, request: LoadRequest, layer: int, part: Bytes, length: int) -> np.ndarray:
-    """Part of a slab as (cells, KV heads, length)."""
-    cells = request.num_parallel * cells_per_sequence(spec, request, layer)
-    count = cells * spec.num_kv_heads * length
-    return part.view(CACHE_DTYPES[request.kv_cache_type])[:count].reshape(cells, spec.num_kv_heads, length)
+def _heads(part: Bytes, type_: CacheType, num_cells: int, shape: tuple[int, int]) -> np.ndarray:
+    """Part of a slab as (cells, KV heads, length); ``shape`` is the last two."""
+    count = num_cells * shape[0] * shape[1]
+    return part.view(CACHE_DTYPES[type_])[:count].reshape(num_cells, *shape)
 
 
 def _buffers(spec: ModelSpec, request: LoadRequest, name: DeviceName, device: Device) -> Buffers:

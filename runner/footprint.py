@@ -217,8 +217,9 @@ def cells_per_sequence(spec: ModelSpec, request: LoadRequest, layer: int) -> int
 def cache_bytes(spec: ModelSpec, request: LoadRequest, layer: int) -> tuple[int, int]:
     """Bytes of one layer's keys and of its values."""
     cells = cells_per_sequence(spec, request, layer) * request.num_parallel
-    width = CACHE_VALUE_BYTES[request.kv_cache_type] * spec.num_kv_heads * cells
-    return _aligned(width * spec.key_length), _aligned(width * spec.value_length)
+    keys = CACHE_VALUE_BYTES[request.key_cache_type] * spec.num_kv_heads * spec.key_length
+    values = CACHE_VALUE_BYTES[request.value_cache_type] * spec.num_kv_heads * spec.value_length
+    return _aligned(cells * keys), _aligned(cells * values)
 
 
 def batch_tokens(spec: ModelSpec, request: LoadRequest) -> int:

@@ -9,9 +9,9 @@ on the wire because that is what the public API calls them.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 TOKEN_ENVIRONMENT_NAME = "SHALE_RUNNER_TOKEN"
 """Environment variable through which the parent hands the child its bearer token."""
@@ -79,6 +79,14 @@ class Memory(Message):
         return sum(g.total_bytes for g in self.gpus)
 
 
+CacheType = Literal["f16", "f32"]
+"""How keys and values of past tokens are stored."""
+
+
+def _one_type_where_both_are_the_same(value: Any) -> Any:
+    return value[0] if isinstance(value, (tuple, list)) and len(value) == 2 and value[0] == value[1] else value
+
+
 class LoadRequest(Message):
     """One load operation. A request that differs in more than its operation starts over."""
 
@@ -88,8 +96,18 @@ class LoadRequest(Message):
     num_parallel: int = Field(default=1, ge=1, le=1024)  # sequences at a time
     num_batch: int = Field(default=512, ge=1)  # tokens of one forward pass
     num_thread: int = Field(default=0, ge=0)  # 0: one per usable core
-    kv_cache_type: Literal["f16", "f32"] = "f16"
+    kv_cache_type: Annotated[
+        CacheType | tuple[CacheType, CacheType], BeforeValidator(_one_type_where_both_are_the_same)
+    ] = "f16"  # of both, or of keys and of values
     use_mmap: bool = True
+
+    @property
+    def key_cache_type(self) -> CacheType:
+        return self.kv_cache_type if isinstance(self.kv_cache_type, str) else self.kv_cache_type[0]
+
+    @property
+    def value_cache_type(self) -> CacheType:
+        return self.kv_cache_type if isinstance(self.kv_cache_type, str) else self.kv_cache_type[1]
 
 
 class LoadResponse(Message):

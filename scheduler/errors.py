@@ -3,10 +3,12 @@
     SchedulerError
     ├── SettingsError              a setting or request value that cannot be meant (400)
     ├── QueueFullError             too many requests wait for a load (503)
+    ├── CrashLoopError             its runner keeps crashing; not before a while (503)
     ├── ShuttingDownError          the server is closing (503)
     ├── ModelFileError             the model's file cannot be read or is refused (500)
     ├── LayoutError                the layers cannot be placed
     │   ├── RequireFullError       not everything fits, and everything was asked for (500)
+    │   ├── NotOnGPUError          layers would stay on the CPU, and fail_if_not_gpu was asked for (500)
     │   └── SystemMemoryError      host memory is too small (500)
     ├── LoadError                  the runner answered, but the model did not load
     │   ├── LayoutNotAllocatedError  no layout could be allocated (500)
@@ -20,11 +22,12 @@
         └── RunnerRequestError     it refused the request: its status and its text
 
 Every error has ``status``, the HTTP status that the front server answers with, and a message that is
-the text of the answer. Texts that Ollama's clients know are kept letter by letter.
+the text of the answer; one of status 503 may have ``retry_after_s``. Texts that Ollama's clients know are kept letter by letter.
 """
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 
 from scheduler.sizes import human_bytes
@@ -49,6 +52,18 @@ class QueueFullError(SchedulerError):
 
     def __init__(self) -> None:
         super().__init__("server busy, please try again.  maximum pending requests exceeded")
+
+
+class CrashLoopError(SchedulerError):
+    """The model's runner has crashed again and again: no new one is started for ``retry_after_s`` seconds."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, num_crashes: int, rest_s: float, last_words: str) -> None:
+        self.retry_after_s = math.ceil(rest_s)
+        text = f"model runner has crashed {num_crashes} times in a row, next try in {self.retry_after_s} s"
+        super().__init__(f"{text}: {last_words}" if last_words else text)
+        self.last_words = last_words
 
 
 class ShuttingDownError(SchedulerError):
@@ -83,6 +98,13 @@ class RequireFullError(LayoutError):
             f"model requires more system memory ({human_bytes(required_bytes)}) "
             f"than is currently available ({human_bytes(available_bytes)})"
         )
+
+
+class NotOnGPUError(LayoutError):
+    """``fail_if_not_gpu`` was asked for, and layers would stay on the CPU. ``reason`` says which and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"fail_if_not_gpu: {reason}")
 
 
 class SystemMemoryError(LayoutError):

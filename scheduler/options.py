@@ -13,6 +13,7 @@ from scheduler.settings import SchedulerSettings
 
 MIN_NUM_CTX = 4
 MAX_NUM_PARALLEL = 1024
+MAX_AUTO_PARALLEL = 4
 DEFAULT_NUM_BATCH = 512
 CACHE_TYPES = tuple(CACHE_VALUE_BYTES)
 
@@ -39,10 +40,12 @@ class LoadOptions:
     num_batch: int | None = None
     num_thread: int | None = None
     num_gpu: int | None = None  # -1: as many layers as fit
-    main_gpu: int | None = None
+    main_gpu: int | None = None  # number of the GPU that is tried alone before others
     use_mmap: bool | None = None
-    kv_cache_type: str | None = None
+    kv_cache_type: str | tuple[str, str] | None = None  # of both, or of keys and of values
     num_parallel: int | None = None
+    flash_attention: bool | Auto | None = None
+    fail_if_not_gpu: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ class ModelHeader:
 def resolve(options: LoadOptions, header: ModelHeader, settings: SchedulerSettings) -> LoadRequest:
     """The load request (operation FIT, empty layout) for these options; the context is clamped to the trained length.
 
-    ``"auto"`` becomes the trained length here: ``scheduler.plan`` finds what fits. Raises SettingsError for a value
-    that cannot be meant.
+    ``"auto"`` becomes the trained length here, and a number of sequences that is left to the server 1:
+    ``scheduler.plan`` finds what fits. Raises SettingsError for a value that cannot be meant.
     """
     _check(options)
     asked = settings.default_num_ctx if options.num_ctx is None else options.num_ctx
@@ -67,7 +70,7 @@ def resolve(options: LoadOptions, header: ModelHeader, settings: SchedulerSettin
     return LoadRequest(
         operation=Operation.FIT,
         num_ctx=num_ctx,
-        num_parallel=options.num_parallel or settings.num_parallel,
+        num_parallel=options.num_parallel or settings.num_parallel or 1,
         num_batch=min(options.num_batch or DEFAULT_NUM_BATCH, num_ctx),
         num_thread=options.num_thread or 0,
         kv_cache_type=options.kv_cache_type or "f16",  # type: ignore[arg-type]  # _check has looked
@@ -75,14 +78,27 @@ def resolve(options: LoadOptions, header: ModelHeader, settings: SchedulerSettin
     )
 
 
+def is_parallel_auto(options: LoadOptions, settings: SchedulerSettings) -> bool:
+    """Whether the number of sequences is as many as fit."""
+    return not (options.num_parallel or settings.num_parallel)
+
+
+def must_be_on_gpu(options: LoadOptions, settings: SchedulerSettings) -> bool:
+    """Whether layers on the CPU are an error."""
+    return settings.fail_if_not_gpu if options.fail_if_not_gpu is None else options.fail_if_not_gpu
+
+
 def load_notes(options: LoadOptions, trained_num_ctx: int, num_ctx: int) -> tuple[str, ...]:
-    """What a client should know about a context of ``num_ctx`` where it asked for something else."""
+    """What a client should know where it did not get what it asked for, word for word."""
     asked = options.num_ctx
+    notes = []
     if asked == AUTO:
-        return (f'num_ctx "auto" is {num_ctx}',)
-    if asked is not None and 0 < trained_num_ctx < asked:
-        return (f"num_ctx {asked} was clamped to {trained_num_ctx}, the length the model was trained for",)
-    return ()
+        notes.append(f'num_ctx "auto" is {num_ctx}')
+    elif asked is not None and 0 < trained_num_ctx < asked:
+        notes.append(f"num_ctx {asked} was clamped to {trained_num_ctx}, the length the model was trained for")
+    if options.flash_attention is False:
+        notes.append("flash_attention false has no effect: attention always goes tile by tile")
+    return tuple(notes)
 
 
 def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new: LoadOptions, num_gpus: int) -> bool:
@@ -97,7 +113,7 @@ def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new
         return True
     if new.num_parallel is not None and new.num_parallel > loaded.num_parallel:
         return True
-    if new.kv_cache_type is not None and new.kv_cache_type != loaded.kv_cache_type:
+    if new.kv_cache_type is not None and wanted.kv_cache_type != loaded.kv_cache_type:
         return True
     if new.num_batch is not None and min(new.num_batch, loaded.num_ctx) != loaded.num_batch:
         return True
@@ -135,11 +151,21 @@ def _differ_on_gpus(old: LoadOptions, new: LoadOptions) -> bool:
     return has_other_count or (new.main_gpu is not None and new.main_gpu != old.main_gpu)
 
 
+def _check_cache_type(asked: str | tuple[str, str] | None) -> None:
+    types = (asked,) if isinstance(asked, str) else asked or ()
+    unknown = [each for each in types if each not in CACHE_TYPES]
+    if unknown:
+        raise SettingsError(f"kv_cache_type must be one of {', '.join(CACHE_TYPES)}, found {unknown[0]!r}")
+    if len(set(types)) > 1:
+        raise SettingsError(f"kv_cache_type must be the same for keys and values, found {types[0]} and {types[1]}")
+
+
 def _check(options: LoadOptions) -> None:
     if isinstance(options.num_ctx, str) and options.num_ctx != AUTO:
         raise SettingsError(f'num_ctx must be a number or "{AUTO}", found {options.num_ctx!r}')
-    if options.kv_cache_type is not None and options.kv_cache_type not in CACHE_TYPES:
-        raise SettingsError(f"kv_cache_type must be one of {', '.join(CACHE_TYPES)}, found {options.kv_cache_type!r}")
+    _check_cache_type(options.kv_cache_type)
+    if options.fail_if_not_gpu and options.num_gpu == 0:
+        raise SettingsError("num_gpu 0 keeps all layers on the CPU, which fail_if_not_gpu makes an error")
     if options.num_parallel is not None and options.num_parallel > MAX_NUM_PARALLEL:
         raise SettingsError(f"num_parallel must be at most {MAX_NUM_PARALLEL}, found {options.num_parallel}")
     minimum = {"num_batch": 1, "num_thread": 0, "num_gpu": -1, "main_gpu": 0, "num_parallel": 1}

@@ -11,11 +11,12 @@ class SchedulerSettings:
     """All values are final: ``server.__main__`` reads the environment, nobody here does."""
 
     keep_alive_s: float = 300.0  # after the last request; 0: unload at once, negative or inf: never
-    num_parallel: int = 1  # sequences that one runner works on at a time
+    num_parallel: int = 0  # sequences that one runner works on at a time; 0: as many as fit, at most 4
     load_timeout_s: float = 300.0  # without any progress; <= 0: wait for ever
     max_loaded_models: int = 0  # 0: automatic, 3 for each GPU and at least 3
     max_queue: int = 512  # requests that wait for a model to load
     context_length: int = 0  # tokens per sequence when a request does not say; 0: 4096
+    fail_if_not_gpu: bool = False  # an error where layers would stay on the CPU
     kernels: str | None = None  # "fast" or "reference"; None: the runner's default
     cpu_isa: str | None = None  # instruction set of the CPU kernels; None: the best one
     devices: str = ""  # "", "auto", "cpu" or "sim:8GiB,sim:6GiB"

@@ -50,7 +50,7 @@ Features detect() {
   found.avx2 = ymm_enabled && fma && f16c && bit(ebx, 5);
   const bool avx512 = bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) && bit(ebx, 31);  // F DQ BW VL
   found.avx512vnni = found.avx2 && zmm_enabled && avx512 && bit(ecx, 11);
-  const bool amx = bit(edx, 24) && bit(edx, 25);  // TILE INT8
+  const bool amx = bit(edx, 24) && bit(edx, 22);  // TILE BF16
   found.amx = found.avx512vnni && tiles_enabled && amx && request_tiles();
   if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) found.avxvnni = found.avx2 && bit(eax, 4);
   return found;

@@ -41,10 +41,10 @@ template <int kRegister>
 inline void zero_matrix() {
   asm volatile("tilezero %%tmm%c0" : : "i"(kRegister));
 }
-// dots += activations x weights, both signed
+// dots += activations x weights
 template <int kDots, int kActivations, int kWeights>
 inline void add_matrix_product() {
-  asm volatile("tdpbssd %%tmm%c0, %%tmm%c1, %%tmm%c2" : : "i"(kWeights), "i"(kActivations), "i"(kDots));
+  asm volatile("tdpbf16ps %%tmm%c0, %%tmm%c1, %%tmm%c2" : : "i"(kWeights), "i"(kActivations), "i"(kDots));
 }
 inline void release_matrices() { asm volatile("tilerelease"); }
 
@@ -56,8 +56,8 @@ struct alignas(kLine) MatrixShapes {
 
   MatrixShapes(int num_tokens, int columns) {
     for (int set = 0; set < 2; ++set) {
-      shape(4 * set, num_tokens, columns);
-      shape(4 * set + 1, columns / 4, kLine);
+      shape(4 * set, num_tokens, 2 * columns);
+      shape(4 * set + 1, columns / 2, kLine);
       shape(4 * set + 2, num_tokens, kLine);
       shape(4 * set + 3, num_tokens, kLine);
     }
@@ -72,25 +72,25 @@ static_assert(sizeof(MatrixShapes) == kLine);
 
 template <int R, int T>
 struct Dots {
-  alignas(kLine) int32_t v[R][T][kPanelRows];
+  alignas(kLine) float v[R][T][kPanelRows];
 };
 
 template <class F, int R, int T>
 struct Step {
-  static constexpr int columns = kBlock / F::scales, lines = columns / 4;
+  static constexpr int columns = kBlock / F::scales, lines = columns / 2;
   const uint8_t* codes[R];
   const uint8_t* activations;
 
-  Step(const Pass<F::scales>& pass, int i, const Tile& tile)
-      : activations(reinterpret_cast<const uint8_t*>(tile.q + pass.first_block * 8 * T)) {
+  Step(const Pass<F::scales, 16>& pass, int i, const Tile& tile)
+      : activations(reinterpret_cast<const uint8_t*>(tile.q + pass.first_block * 16 * T)) {
     for (int r = 0; r < R; ++r) codes[r] = pass.panel_codes(i + r);
   }
 
   template <int kSet>
   void multiply(int64_t step, Dots<R, T>& dots) const {
     using Set = TileSet<kSet>;
-    const uint8_t* x = activations + step / F::scales * T * kBlock + step % F::scales * columns;
-    load_matrix<Set::activations>(x, kBlock);
+    const uint8_t* x = activations + step / F::scales * T * kLine + step % F::scales * 2 * columns;
+    load_matrix<Set::activations>(x, kLine);
     zero_matrix<Set::dots>();
     load_matrix<Set::weights>(codes[0] + step * lines * kLine, kLine);
     add_matrix_product<Set::dots, Set::activations, Set::weights>();
@@ -105,7 +105,7 @@ struct Step {
 };
 
 template <class V, class F, int R, int T>
-inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales>& pass, int i, int64_t step, const float* x_scale,
+inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales, 16>& pass, int i, int64_t step, const float* x_scale,
                      const float* x_sum, typename V::Floats (&f)[R][T]) {
   typename V::Floats scale[R], minimum[R];
 #pragma GCC unroll 2
@@ -118,8 +118,7 @@ inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales>& pass, int i,
     const typename V::Floats both = V::broadcast(x_scale[t]);
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      const typename V::Floats dot = V::to_float(V::load_ints(dots.v[r][t]));
-      f[r][t] = V::add_product(dot, V::mul(scale[r], both), f[r][t]);
+      f[r][t] = V::add_product(V::load(dots.v[r][t]), V::mul(scale[r], both), f[r][t]);
     }
     if constexpr (F::has_minimum) {
       const typename V::Floats sum = V::broadcast(x_sum[t]);
@@ -131,7 +130,7 @@ inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales>& pass, int i,
 
 // R panels from the pass's i-th on (the matrix's `panel`-th) times one tile.
 template <class V, class F, int R, int T>
-void multiply_tile_ahead(const Product& product, const Pass<F::scales>& pass, int i, int64_t panel, const Tile& tile) {
+void multiply_tile_ahead(const Product& product, const Pass<F::scales, 16>& pass, int i, int64_t panel, const Tile& tile) {
   constexpr int kRing = 4;
   Dots<R, T> dots[kRing];
   const Step<F, R, T> steps(pass, i, tile);
@@ -153,7 +152,7 @@ void multiply_tile_ahead(const Product& product, const Pass<F::scales>& pass, in
 }
 
 template <class V, class F, int T>
-void multiply_panels_ahead(const Product& product, const Pass<F::scales>& pass, int64_t panel, int num_panels,
+void multiply_panels_ahead(const Product& product, const Pass<F::scales, 16>& pass, int64_t panel, int num_panels,
                            const Tile& tile) {
   int i = 0;
   if constexpr (kAmxPanels == 2)
@@ -162,7 +161,7 @@ void multiply_panels_ahead(const Product& product, const Pass<F::scales>& pass, 
 }
 
 template <class V, class F>
-void multiply_pass_ahead(const Product& product, const Pass<F::scales>& pass, int64_t panel, int num_panels) {
+void multiply_pass_ahead(const Product& product, const Pass<F::scales, 16>& pass, int64_t panel, int num_panels) {
   int configured = 0;
   for (int k = 0; k < product.num_tiles; ++k) {
     const Tile& tile = product.tiles[k];
@@ -184,8 +183,8 @@ void multiply_pass_ahead(const Product& product, const Pass<F::scales>& pass, in
 
 template <class V, class Q>
 void multiply_with_tiles(const Product& product, int64_t begin, int64_t end, uint8_t* scratch) {
-  for_each_pass<Q>(product, begin, end, scratch, unpack_panel<V, Q, true>,
-                   [&](const Pass<Q::scales>& pass, int64_t panel, int num_panels) {
+  for_each_pass<Q, 16>(product, begin, end, scratch, unpack_panel<V, Q, 16>,
+                   [&](const Pass<Q::scales, 16>& pass, int64_t panel, int num_panels) {
                      multiply_pass_ahead<V, Form<Q::scales, Q::has_minimum, true>>(product, pass, panel, num_panels);
                    });
   release_matrices();  // a thread with tiles in use is slow to switch
