@@ -9,8 +9,11 @@ from typing import Any
 
 from tools.tiny_models import write_tiny_model
 
-MIN_NUM_CTX = 192
+CONTEXT_LENGTH = 1536  # that the models were "trained" for
+MIN_NUM_CTX = 640
 """The smallest context that is ever asked for: the longest question and its answer fit."""
+
+LONG = "The sea is"  # has an answer that takes a while
 
 GENERATE, CHAT, EMBED = "/api/generate", "/api/chat", "/api/embed"
 
@@ -30,9 +33,9 @@ FLEET: Mapping[str, Kind] = {
     "gemma3": Kind("gemma3", "F16", {}),
     "mixtral": Kind("mixtral", "Q4_0", {"num_layers": 4}),
     "qwen2": Kind("qwen2", "BF16", {"num_layers": 2, "embedding_length": 192}),
-    "bert": Kind("bert", "Q8_0", {"num_layers": 3}),
+    "bert": Kind("bert", "Q8_0", {"num_layers": 3, "context_length": 512}),
 }
-"""Weights, cache and graphs are from 0.8 to 3.3 MiB with the smallest context, from 1.6 to 6.9 MiB with the largest."""
+"""Weights, cache and graph of one are from 0.8 to 2.7 MiB with the smallest context, to 4.7 MiB with the largest."""
 
 EMBEDDING_MODELS = frozenset({"bert"})
 
@@ -60,7 +63,8 @@ class Question:
 def write_fleet(folder: Path) -> None:
     """Every model of ``FLEET`` as ``folder/NAME.gguf``."""
     for name, kind in FLEET.items():
-        write_tiny_model(folder / f"{name}.gguf", kind.architecture, kind.type_name, **kind.changes)
+        changes = {"context_length": CONTEXT_LENGTH, **kind.changes}
+        write_tiny_model(folder / f"{name}.gguf", kind.architecture, kind.type_name, **changes)
 
 
 def questions() -> tuple[Question, ...]:
@@ -68,7 +72,7 @@ def questions() -> tuple[Question, ...]:
     writers = [name for name in FLEET if name not in EMBEDDING_MODELS]
     return (
         *(Question(name, GENERATE, "def add(a, b):", 8) for name in writers),
-        *(Question(name, GENERATE, "The sea is", 120) for name in writers),
+        *(Question(name, GENERATE, LONG, 500) for name in writers),
         *(Question(name, CHAT, "Who are you?", 30) for name in writers),
         *(Question(name, EMBED, text) for name in EMBEDDING_MODELS for text in ("a red house", "where to")),
     )

@@ -7,19 +7,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.soaking.models import EMBED, FLEET, MIN_NUM_CTX, Question, questions
+from tools.soaking.models import CONTEXT_LENGTH, EMBED, FLEET, LONG, MIN_NUM_CTX, Question, questions
 
-QUOTAS: tuple[int, ...] = (4 << 20, 3 << 20, 2 << 20)
-"""Bytes of the simulated devices: all models with their largest contexts take 2.5 times as much."""
+QUOTAS: tuple[int, ...] = (5 << 20, 4 << 20, 3 << 20)
+"""Bytes of the simulated devices: all models with their largest contexts take half as much again."""
 
-NUM_CTX = (None, None, MIN_NUM_CTX, 256, 512)  # not "auto": it may come to less than an answer needs
+NUM_CTX = (None, None, MIN_NUM_CTX, 1024, CONTEXT_LENGTH)  # not "auto": it may come to less than an answer needs
+NUM_BATCH = 64  # keeps the graphs small beside weights and caches
 NUM_GPU = (None,) * 12 + (0, 1, 3)
 KEEP_ALIVE = (None, 0, 0, 0, 0.3, "500ms", 1, 2, -1, -1, "-1m")
 QUOTA_FACTORS = (0.0, 0.3, 0.5, 0.8, 1.0, 1.0, 1.5)  # of what it was at the start
 
 P_LOAD, P_UNLOAD = 0.1, 0.1  # else: a question
 P_STREAM, P_LEAVE = 0.6, 0.2
-P_KILL, P_QUOTA, P_KILL_MIDWAY = 0.08, 0.2, 0.12
+P_KILL, P_QUOTA, P_KILL_MIDWAY = 0.08, 0.2, 0.3
 MAX_PAUSE_S = 0.15
 
 
@@ -86,15 +87,15 @@ def _step(rng: random.Random, number: int, asked: tuple[Question, ...]) -> Step:
     if chance < P_LOAD + P_UNLOAD:
         return Step(action="unload", **common)
     question = rng.choice([each for each in asked if each.model == model])
-    if question.route != EMBED and rng.random() < P_KILL_MIDWAY:
-        common["trouble"] = KillMidway(rng.randint(1, 10))
+    if question.text == LONG and rng.random() < P_KILL_MIDWAY:
+        common["trouble"] = KillMidway(rng.randint(1, 100))
         return Step(action="ask", question=question, is_streamed=True, **common)
     is_streamed = question.route != EMBED and rng.random() < P_STREAM
     return Step(action="ask", question=question, is_streamed=is_streamed, **_leaving(rng, is_streamed), **common)
 
 
 def _loading(rng: random.Random) -> Iterator[tuple[str, Any]]:
-    for name, values in (("num_ctx", NUM_CTX), ("num_gpu", NUM_GPU)):
+    for name, values in (("num_ctx", NUM_CTX), ("num_batch", (NUM_BATCH,)), ("num_gpu", NUM_GPU)):
         if (value := rng.choice(values)) is not None:
             yield name, value
 
@@ -103,7 +104,7 @@ def _leaving(rng: random.Random, is_streamed: bool) -> dict[str, Any]:
     if rng.random() >= P_LEAVE:
         return {}
     if is_streamed and rng.random() < 0.6:
-        return {"leave_after_lines": rng.randint(1, 20)}
+        return {"leave_after_lines": rng.randint(1, 100)}
     return {"leave_after_s": rng.uniform(0.01, 0.8)}
 
 
