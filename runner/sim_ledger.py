@@ -78,7 +78,7 @@ class SimLedger:
         held = {}
         for path in self._folder.glob(f"{self._device}.*.held"):
             pid = int(path.name.split(".")[-2])
-            if pid != os.getpid() and not _is_locked(path):
+            if not _is_locked(path):  # also where a dead process had the number that this one has now
                 path.unlink(missing_ok=True)
             else:
                 held[pid] = int(path.read_text() or 0)

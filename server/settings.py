@@ -18,7 +18,7 @@ from scheduler.keep_alive import parse_keep_alive_setting
 
 DEFAULT_PORT = 11434
 DEFAULT_MODELS = "~/.shale/models"
-ISA_NAMES = ("auto", "portable", "avx2", "avxvnni", "avx512vnni")
+ISA_NAMES = ("auto", "portable", "avx2", "avxvnni", "avx512vnni", "amx")
 
 
 class SettingError(ValueError):
@@ -72,6 +72,10 @@ def _whole(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _whole_or_auto(text: str) -> int:
+    return 0 if text.lower() == "auto" else _whole(0)(text)
 
 
 def _one_of(*names: str) -> Callable[[str], str]:
@@ -131,7 +135,10 @@ class Settings:
         float,
         Row("KEEP_ALIVE", parse_keep_alive_setting, "how long an idle model stays loaded (5m); negative: for ever"),
     ] = 300.0
-    num_parallel: Annotated[int, Row("NUM_PARALLEL", _whole(1), "sequences that a model works on at a time (1)")] = 1
+    num_parallel: Annotated[
+        int,
+        Row("NUM_PARALLEL", _whole_or_auto, "sequences that a model works on at a time; 0: as many as fit, at most 4"),
+    ] = 0
     devices: Annotated[
         str, Row("DEVICES", str, "devices to use: auto, cpu, or simulated ones (sim:8GiB,sim:6GiB); empty: auto", False)
     ] = ""
@@ -139,6 +146,9 @@ class Settings:
         Path | None,
         Row("SIM_LEDGER", _directory, "folder in which simulated devices are counted; empty: one is made", False),
     ] = None
+    fail_if_not_gpu: Annotated[
+        bool, Row("FAIL_IF_NOT_GPU", _flag, "1: an error where layers of a model would stay on the CPU", False)
+    ] = False
     kernels: Annotated[
         str, Row("KERNELS", _one_of("fast", "reference"), "CPU kernels: fast, or reference (plain NumPy, slow)", False)
     ] = "fast"

@@ -73,3 +73,12 @@ def test_a_slab_goes_back_when_its_last_view_is_gone(ledger: SimLedger) -> None:
 def test_more_than_the_quota_is_refused_with_both_numbers(ledger: SimLedger) -> None:
     with pytest.raises(OutOfMemoryError, match="out of memory on sim0: 1001 bytes asked, 1000 bytes free"):
         SimDevice("sim0", ledger).allocate(1001)
+
+
+def test_what_a_dead_process_of_the_same_number_held_is_not_ours(tmp_path):
+    ledger = SimLedger(tmp_path, "sim0")
+    ledger.set_quota(10)
+    (tmp_path / f"sim0.{os.getpid()}.held").write_text("9")
+    assert ledger.free_bytes() == 10
+    assert ledger.take(4) is None
+    assert ledger.held_bytes() == SimLedger(tmp_path, "sim0").held_bytes() == 4

@@ -137,6 +137,34 @@ def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit(name: str, fu
         assert_array_equal(result, results[0])
 
 
+@pytest.mark.skipif("amx" not in _cpu.available_isas(), reason="this machine has no AMX")
+@pytest.mark.parametrize("name", HALF_FLOATS)
+def test_matrix_tiles_give_the_bits_of_the_vector_instructions(name: str) -> None:
+    """Batches around the tiles' widths, one panel and two side by side, rows and columns that fill none of them."""
+    cols = cols_of(name)
+    for rows in (16, 37):
+        matrix = packed(name, random_rows(name, rows, cols), cols)
+        x = activations(64, cols)
+        _cpu.set_isa("avx512vnni")
+        expected = product(x, matrix, form="panel")
+        _cpu.set_isa("amx")
+        for num_threads in (1, 3):
+            _cpu.set_num_threads(num_threads)
+            for tokens in (1, 2, 3, 5, 8, 13, 16, 17, 33, 64):
+                assert_array_equal(product(x[:tokens], matrix, form="panel"), expected[:tokens])
+
+
+def test_instruction_sets_can_be_chosen_and_an_unknown_one_is_refused_with_those_there_are() -> None:
+    available = _cpu.available_isas()
+    for name in available:
+        _cpu.set_isa(name)
+        assert _cpu.active_isa() == name
+    with pytest.raises(
+        ValueError, match=f"instruction set 'mmx' is not available; this machine has {', '.join(available)}"
+    ):
+        _cpu.set_isa("mmx")
+
+
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "MXFP4", "BF16"])
 def test_passes_over_many_columns_do_not_change_a_bit(isa: str, name: str) -> None:
     """4352 columns are two whole passes of the panel form and a part."""

@@ -23,8 +23,8 @@ struct Features {
 constexpr bool bit(uint32_t word, int index) { return (word >> index & 1) != 0; }
 
 #if SHALE_X86
-// Linux lets a process use the tile registers after it has asked for them; threads inherit it. Refused by kernels before
-// 5.16 and where a thread has a signal stack too small for the tiles.
+// Linux lets a process use the tile registers after it has asked for them; threads inherit it. Refused by kernels
+// before 5.16 and where a thread has a signal stack too small for the tiles.
 bool request_tiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -50,7 +50,7 @@ Features detect() {
   found.avx2 = ymm_enabled && fma && f16c && bit(ebx, 5);
   const bool avx512 = bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) && bit(ebx, 31);  // F DQ BW VL
   found.avx512vnni = found.avx2 && zmm_enabled && avx512 && bit(ecx, 11);
-  const bool amx = bit(edx, 24) && bit(edx, 22);  // TILE BF16
+  const bool amx = bit(edx, 24) && bit(edx, 25);  // TILE INT8
   found.amx = found.avx512vnni && tiles_enabled && amx && request_tiles();
   if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) found.avxvnni = found.avx2 && bit(eax, 4);
   return found;

@@ -5,7 +5,8 @@
 //   avx2        AVX2 FMA F16C
 //   avxvnni     avx2 and AVX-VNNI
 //   avx512vnni  avx2 and AVX-512 F BW DQ VL VNNI
-//   amx         avx512vnni and AMX TILE BF16, where the operating system lets the process use the tiles. Only products of
+//   amx         avx512vnni and AMX TILE INT8, where the operating system lets the process use the tiles. Only products
+//   of
 //               many tokens with quantized matrices have code of their own; everything else is avx512vnni's.
 // An inline function that two such units share must live in an anonymous namespace or in a namespace (or template
 // argument) of its own instruction set: the linker keeps one copy of any other, perhaps one that this machine cannot

@@ -16,7 +16,7 @@ struct Tile {
   int num_tokens, width;
   int64_t first_token;  // row of x and of the outputs
   int64_t num_blocks;   // of 32, without the padding
-  int32_t* q;           // (block, 8, width): four int8 a word; with AMX (block, width, 32) bfloat16
+  int32_t* q;           // (block, 8, width): four int8 a word; for matrix tiles (matmul_amx.h) (block, width, 8)
   float* scale;         // (block, width)
   float* sum;           // (block, width): scale * (sum of q)
   float* half_sum;      // (block, 2, width): the same of each 16
@@ -51,7 +51,6 @@ inline constexpr int64_t kScratchBytes =
 // One of the two forms of a product, which give the same bytes.
 struct FormTable {
   std::span<const int> widths;  // of tiles, ascending
-  int words_per_block;          // of Tile::q
   void (*quantize)(const float* x, int64_t cols, const Tile& tile);
   Multiply multiply[kNumTypes];  // by the type's place in QuantTypes, then FloatTypes
 };

@@ -13,11 +13,9 @@ namespace {
 template <class V, class... Q, class... F>
 constexpr KernelTable make_table(TypeList<Q...>, TypeList<F...>) {
   return {.direct = {.widths = kDirectWidths,
-                     .words_per_block = 8,
                      .quantize = quantize_tile<V, Layout::words>,
                      .multiply = {multiply_direct<V, Q>..., multiply_float<V, F>...}},
           .panel = {.widths = kPanelWidths,
-                    .words_per_block = 8,
                     .quantize = quantize_tile<V, Layout::words>,
                     .multiply = {multiply_unpacked<V, Q>..., multiply_float<V, F>...}}};
 }

@@ -11,8 +11,7 @@ namespace {
 template <class V, class... Q, class... F>
 constexpr FormTable make_panel_table(TypeList<Q...>, TypeList<F...>) {
   return {.widths = kAmxWidths,
-          .words_per_block = 16,
-          .quantize = quantize_tile<V, Layout::halves>,
+          .quantize = quantize_tile<V, Layout::rows>,
           .multiply = {multiply_with_tiles<V, Q>..., multiply_float<V, F>...}};
 }
 

@@ -21,7 +21,7 @@ constexpr int64_t kDirectTokens = 16;
 constexpr int64_t kPieceBytes = 96 << 10;
 constexpr int kPiecesPerThread = 4;
 constexpr int64_t kTokensPerGroup = 96;  // that are worth unpacking a panel for
-constexpr int64_t kPanelsPerStep = 2;  // the widest microkernel's
+constexpr int64_t kPanelsPerStep = 2;    // the widest microkernel's
 
 const FormTable& active_kernels(bool is_direct) {
   const auto form_of = [=](const KernelTable& table) -> const FormTable& {
@@ -104,10 +104,10 @@ T* take(uint8_t*& memory, int64_t count) {
   return taken;
 }
 
-void place_tile(Tile& tile, int64_t cols, int words_per_block, uint8_t*& memory) {
+void place_tile(Tile& tile, int64_t cols, uint8_t*& memory) {
   const int64_t n = num_padded_blocks(cols) * tile.width;
   tile.num_blocks = cols / kBlock;
-  tile.q = take<int32_t>(memory, words_per_block * n);
+  tile.q = take<int32_t>(memory, 8 * n);
   tile.scale = take<float>(memory, n);
   tile.sum = take<float>(memory, n);
   tile.half_sum = take<float>(memory, 2 * n);
@@ -115,16 +115,16 @@ void place_tile(Tile& tile, int64_t cols, int words_per_block, uint8_t*& memory)
   tile.half_count = take<int32_t>(memory, 2 * n);
 }
 
-int64_t tile_bytes(const Tile& tile, int64_t cols, int words_per_block) {
-  constexpr int kArrays = 6, kOtherWords = 7;
-  return (words_per_block + kOtherWords) * 4 * num_padded_blocks(cols) * tile.width + kArrays * kLine;
+int64_t tile_bytes(const Tile& tile, int64_t cols) {
+  constexpr int kArrays = 6, kWords = 15;
+  return kWords * 4 * num_padded_blocks(cols) * tile.width + kArrays * kLine;
 }
 
 void quantize_tiles(const FormTable& kernels, const float* x, int64_t cols, Workspace& space) {
   int64_t bytes = 0;
-  for (const Tile& tile : space.tiles) bytes += tile_bytes(tile, cols, kernels.words_per_block);
+  for (const Tile& tile : space.tiles) bytes += tile_bytes(tile, cols);
   uint8_t* memory = space.activations.at_least(bytes);
-  for (Tile& tile : space.tiles) place_tile(tile, cols, kernels.words_per_block, memory);
+  for (Tile& tile : space.tiles) place_tile(tile, cols, memory);
   const auto quantize = [&](int64_t i, int) {
     const Tile& tile = space.tiles[static_cast<std::size_t>(i)];
     kernels.quantize(x + tile.first_token * cols, cols, tile);

@@ -27,16 +27,16 @@ struct Form {
 template <class V, class Q>
 using FormOf = Form<Q::scales, Q::has_minimum, uses_signed_dot<V, Q>>;
 
-// Unpacked panels of a range of columns, in scratch. kLines: of a block's codes.
-template <int kScales, int kLines = 8>
+// Unpacked panels of a range of columns, in scratch.
+template <int kScales>
 struct Pass {
   uint8_t* codes;
   float *scale, *minimum;
   int64_t first_block, num_blocks;
   bool is_first, is_last;  // of the passes over the columns
 
-  static constexpr int64_t kMaxBlocks = kColumnsPerPass / kBlock * 8 / kLines;
-  static constexpr int64_t kCodeBytes = kLines * kLine, kFloats = kScales * kPanelRows;  // of a block
+  static constexpr int64_t kMaxBlocks = kColumnsPerPass / kBlock;
+  static constexpr int64_t kCodeBytes = 8 * kLine, kFloats = kScales * kPanelRows;  // of a block
 
   explicit Pass(uint8_t* scratch)
       : codes(scratch),
@@ -47,9 +47,9 @@ struct Pass {
   float* panel_minimum(int i) const { return minimum + i * kMaxBlocks * kFloats; }
 };
 
-// kLines = 16: codes without their offset, as bfloat16.
-template <class V, class Q, int kLines = 8>
-void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales, kLines>& pass) {
+// kSigned: codes without their offset, as int8.
+template <class V, class Q, bool kSigned = false>
+void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales>& pass) {
   constexpr int kUnitScales = Q::unit_blocks * Q::scales, kPlaneBytes = plane_bytes(Q::planes);
   uint8_t* codes = pass.panel_codes(i);
   float *scale = pass.panel_scale(i), *minimum = pass.panel_minimum(i);
@@ -62,20 +62,17 @@ void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales, kLines>& pa
       if constexpr (Q::has_minimum) V::store(minimum, scales.minimum(s));
     }
 #pragma GCC unroll 1
-    for (int j = 0; j < Q::unit_blocks; ++j, codes += kLines * kLine) {
+    for (int j = 0; j < Q::unit_blocks; ++j, codes += 8 * kLine) {
       const uint8_t* planes = panel + Q::header + j * kPlaneBytes;
       prefetch_ahead<kPlaneBytes>(planes);
       typename V::Bytes w[8];
       read_block<V, Q>(planes, w);
+      if constexpr (kSigned && Q::offset_log2 != kNoOffset) {
 #pragma GCC unroll 8
-      for (int g = 0; g < 8; ++g) {
-        if constexpr (kLines == 8) {
-          V::store_bytes(codes + g * kLine, w[g]);
-        } else {
-          if constexpr (Q::offset_log2 != kNoOffset) w[g] = V::template without_offset<Q::offset_log2>(w[g]);
-          V::store_as_bf16(codes + 2 * g * kLine, w[g]);
-        }
+        for (int g = 0; g < 8; ++g) w[g] = V::template without_offset<Q::offset_log2>(w[g]);
       }
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) V::store_bytes(codes + g * kLine, w[g]);
     }
   }
 }
@@ -194,13 +191,13 @@ void multiply_pass(const Product& product, const Pass<F::scales>& pass, int64_t 
 
 // Unpacks the panels [begin, end) pass by pass: unpack(panel, i, pass) for each of them, then
 // multiply(pass, panel, num_panels).
-template <class Q, int kLines = 8, class Unpack, class MultiplyPass>
+template <class Q, class Unpack, class MultiplyPass>
 inline void for_each_pass(const Product& product, int64_t begin, int64_t end, uint8_t* scratch, Unpack&& unpack,
                           MultiplyPass&& multiply) {
-  constexpr int64_t kBlocksPerPass = Pass<Q::scales, kLines>::kMaxBlocks;
+  constexpr int64_t kBlocksPerPass = kColumnsPerPass / kBlock;
   const int64_t num_units = (product.cols + Q::unit_columns - 1) / Q::unit_columns;
   const int64_t num_blocks = num_units * Q::unit_blocks;
-  Pass<Q::scales, kLines> pass(scratch);
+  Pass<Q::scales> pass(scratch);
   for (int64_t panel = begin; panel < end; panel += kPanelsPerPass) {
     const int num_panels = static_cast<int>(end - panel < kPanelsPerPass ? end - panel : kPanelsPerPass);
     for (int64_t b = 0; b < num_blocks; b += kBlocksPerPass) {

@@ -3,10 +3,13 @@
 // Computes the same as matmul.h, in the same order, to the bit. A tile multiplication takes 16 or 32 columns: T tokens
 // of int8 from Tile::q (Layout::rows) times a panel's lines, which are laid out as the instruction wants them, as int8
 // without their offset, so that nothing is to be corrected. Its T x 16 dots go through the first-level cache to the
-// vector registers, which hold R x T float sums through a pass and do what remains: conversion, scale, minimum. The
-// multiplication runs kAhead steps ahead of them. For a step, R panels x T tokens: R multiplications of T cycles;
-// R * T conversions, multiplications, additions (and minima), two a cycle, which decide the speed; 8 * R + T lines (half
-// as many for 16 columns) and R * T lines of dots read.
+// vector registers, which hold R x T float sums through a pass and do what remains: conversion, scale, minimum. For a
+// step, R panels x T tokens: R multiplications of T cycles; R * T conversions, multiplications and additions (and
+// minima); 8 * R + T / 2 lines (half as many for 16 columns) and R * T lines of dots read. Measured on a Sapphire
+// Rapids core: while tiles are in use, one of its two units for 512-bit float operations does none, so that these
+// decide the speed; and a tile that is stored right after its multiplication costs 24 cycles instead of 14, so that it
+// is stored when its register is wanted again. bfloat16 tiles, whose dots need no conversion, were slower for the bytes
+// that they read.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +22,7 @@ namespace shale {
 namespace {
 
 inline constexpr int kAmxWidths[] = {4, 8, 12};  // 2 x 12 sums fill 24 of 32 vector registers
-inline constexpr int kAmxPanels = 2;
-inline constexpr int kAhead = 2;
-
-// Registers: two sets, so that a step need not wait for the one before it. GCC knows no tile registers: nothing is
+// Registers: two sets, for even and odd steps. GCC knows no tile registers: nothing is
 // declared as changed, and its own intrinsics (GCC 12) do not tell it which memory they read.
 template <int kSet>
 struct TileSet {
@@ -44,7 +44,7 @@ inline void zero_matrix() {
 // dots += activations x weights
 template <int kDots, int kActivations, int kWeights>
 inline void add_matrix_product() {
-  asm volatile("tdpbf16ps %%tmm%c0, %%tmm%c1, %%tmm%c2" : : "i"(kWeights), "i"(kActivations), "i"(kDots));
+  asm volatile("tdpbssd %%tmm%c0, %%tmm%c1, %%tmm%c2" : : "i"(kWeights), "i"(kActivations), "i"(kDots));
 }
 inline void release_matrices() { asm volatile("tilerelease"); }
 
@@ -56,8 +56,8 @@ struct alignas(kLine) MatrixShapes {
 
   MatrixShapes(int num_tokens, int columns) {
     for (int set = 0; set < 2; ++set) {
-      shape(4 * set, num_tokens, 2 * columns);
-      shape(4 * set + 1, columns / 2, kLine);
+      shape(4 * set, num_tokens, columns);
+      shape(4 * set + 1, columns / 4, kLine);
       shape(4 * set + 2, num_tokens, kLine);
       shape(4 * set + 3, num_tokens, kLine);
     }
@@ -72,25 +72,26 @@ static_assert(sizeof(MatrixShapes) == kLine);
 
 template <int R, int T>
 struct Dots {
-  alignas(kLine) float v[R][T][kPanelRows];
+  alignas(kLine) int32_t v[R][T][kPanelRows];
 };
 
+// What steps of R panels x T tokens multiply.
 template <class F, int R, int T>
-struct Step {
-  static constexpr int columns = kBlock / F::scales, lines = columns / 2;
+struct Steps {
+  static constexpr int columns = kBlock / F::scales, lines = columns / 4;
   const uint8_t* codes[R];
   const uint8_t* activations;
 
-  Step(const Pass<F::scales, 16>& pass, int i, const Tile& tile)
-      : activations(reinterpret_cast<const uint8_t*>(tile.q + pass.first_block * 16 * T)) {
+  Steps(const Pass<F::scales>& pass, int i, const Tile& tile)
+      : activations(reinterpret_cast<const uint8_t*>(tile.q + pass.first_block * 8 * T)) {
     for (int r = 0; r < R; ++r) codes[r] = pass.panel_codes(i + r);
   }
 
   template <int kSet>
-  void multiply(int64_t step, Dots<R, T>& dots) const {
+  void multiply(int64_t step) const {
     using Set = TileSet<kSet>;
-    const uint8_t* x = activations + step / F::scales * T * kLine + step % F::scales * 2 * columns;
-    load_matrix<Set::activations>(x, kLine);
+    const uint8_t* x = activations + step / F::scales * T * kBlock + step % F::scales * columns;
+    load_matrix<Set::activations>(x, kBlock);
     zero_matrix<Set::dots>();
     load_matrix<Set::weights>(codes[0] + step * lines * kLine, kLine);
     add_matrix_product<Set::dots, Set::activations, Set::weights>();
@@ -99,13 +100,17 @@ struct Step {
       load_matrix<Set::weights>(codes[1] + step * lines * kLine, kLine);
       add_matrix_product<Set::dots + 1, Set::activations, Set::weights>();
     }
+  }
+  template <int kSet>
+  static void store(Dots<R, T>& dots) {
+    using Set = TileSet<kSet>;
     store_matrix<Set::dots>(dots.v[0], kLine);
     if constexpr (R == 2) store_matrix<Set::dots + 1>(dots.v[1], kLine);
   }
 };
 
 template <class V, class F, int R, int T>
-inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales, 16>& pass, int i, int64_t step, const float* x_scale,
+inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales>& pass, int i, int64_t step, const float* x_scale,
                      const float* x_sum, typename V::Floats (&f)[R][T]) {
   typename V::Floats scale[R], minimum[R];
 #pragma GCC unroll 2
@@ -118,7 +123,8 @@ inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales, 16>& pass, in
     const typename V::Floats both = V::broadcast(x_scale[t]);
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      f[r][t] = V::add_product(V::load(dots.v[r][t]), V::mul(scale[r], both), f[r][t]);
+      const typename V::Floats dot = V::to_float(V::load_ints(dots.v[r][t]));
+      f[r][t] = V::add_product(dot, V::mul(scale[r], both), f[r][t]);
     }
     if constexpr (F::has_minimum) {
       const typename V::Floats sum = V::broadcast(x_sum[t]);
@@ -130,38 +136,42 @@ inline void add_dots(const Dots<R, T>& dots, const Pass<F::scales, 16>& pass, in
 
 // R panels from the pass's i-th on (the matrix's `panel`-th) times one tile.
 template <class V, class F, int R, int T>
-void multiply_tile_ahead(const Product& product, const Pass<F::scales, 16>& pass, int i, int64_t panel, const Tile& tile) {
-  constexpr int kRing = 4;
+void multiply_matrix_tile(const Product& product, const Pass<F::scales>& pass, int i, int64_t panel, const Tile& tile) {
+  constexpr int kRing = 4;  // three are in use
   Dots<R, T> dots[kRing];
-  const Step<F, R, T> steps(pass, i, tile);
+  const Steps<F, R, T> steps(pass, i, tile);
   const int64_t num_steps = pass.num_blocks * F::scales;
   const float* x_scale = tile.scale + pass.first_block * T;
   const float* x_sum = F::scales == 2 ? tile.half_sum + pass.first_block * 2 * T : tile.sum + pass.first_block * T;
   typename V::Floats f[R][T];
   load_sums<V, R, T>(product, pass.is_first, panel, tile, f);
-  steps.template multiply<0>(0, dots[0]);
-  steps.template multiply<1>(1, dots[1]);
-  for (int64_t step = 0; step < num_steps; step += 2) {  // a unit has an even number of blocks
-    if (step + 2 < num_steps) steps.template multiply<0>(step + 2, dots[(step + 2) % kRing]);
+  const auto add = [&](int64_t step) __attribute__((always_inline)) {
     add_dots<V, F, R, T>(dots[step % kRing], pass, i, step, x_scale + step / F::scales * T, x_sum + step * T, f);
-    if (step + 2 < num_steps) steps.template multiply<1>(step + 3, dots[(step + 3) % kRing]);
-    add_dots<V, F, R, T>(dots[(step + 1) % kRing], pass, i, step + 1, x_scale + (step + 1) / F::scales * T,
-                         x_sum + (step + 1) * T, f);
+  };
+  steps.template multiply<0>(0);
+  steps.template multiply<1>(1);
+  for (int64_t step = 0; step < num_steps; step += 2) {  // a unit has an even number of blocks
+    steps.template store<0>(dots[step % kRing]);
+    if (step + 2 < num_steps) steps.template multiply<0>(step + 2);
+    if (step > 0) add(step - 1);
+    steps.template store<1>(dots[(step + 1) % kRing]);
+    if (step + 2 < num_steps) steps.template multiply<1>(step + 3);
+    add(step);
   }
+  add(num_steps - 1);
   store_sums<V, R, T>(product, pass.is_last, panel, tile, f);
 }
 
 template <class V, class F, int T>
-void multiply_panels_ahead(const Product& product, const Pass<F::scales, 16>& pass, int64_t panel, int num_panels,
+void multiply_matrix_tiles(const Product& product, const Pass<F::scales>& pass, int64_t panel, int num_panels,
                            const Tile& tile) {
   int i = 0;
-  if constexpr (kAmxPanels == 2)
-  for (; i + 2 <= num_panels; i += 2) multiply_tile_ahead<V, F, 2, T>(product, pass, i, panel + i, tile);
-  for (; i < num_panels; ++i) multiply_tile_ahead<V, F, 1, T>(product, pass, i, panel + i, tile);
+  for (; i + 2 <= num_panels; i += 2) multiply_matrix_tile<V, F, 2, T>(product, pass, i, panel + i, tile);
+  for (; i < num_panels; ++i) multiply_matrix_tile<V, F, 1, T>(product, pass, i, panel + i, tile);
 }
 
 template <class V, class F>
-void multiply_pass_ahead(const Product& product, const Pass<F::scales, 16>& pass, int64_t panel, int num_panels) {
+void multiply_matrix_pass(const Product& product, const Pass<F::scales>& pass, int64_t panel, int num_panels) {
   int configured = 0;
   for (int k = 0; k < product.num_tiles; ++k) {
     const Tile& tile = product.tiles[k];
@@ -169,13 +179,13 @@ void multiply_pass_ahead(const Product& product, const Pass<F::scales, 16>& pass
     configured = tile.width;
     switch (tile.width) {  // kAmxWidths
       case 4:
-        multiply_panels_ahead<V, F, 4>(product, pass, panel, num_panels, tile);
+        multiply_matrix_tiles<V, F, 4>(product, pass, panel, num_panels, tile);
         break;
       case 8:
-        multiply_panels_ahead<V, F, 8>(product, pass, panel, num_panels, tile);
+        multiply_matrix_tiles<V, F, 8>(product, pass, panel, num_panels, tile);
         break;
       case 12:
-        multiply_panels_ahead<V, F, 12>(product, pass, panel, num_panels, tile);
+        multiply_matrix_tiles<V, F, 12>(product, pass, panel, num_panels, tile);
         break;
     }
   }
@@ -183,9 +193,9 @@ void multiply_pass_ahead(const Product& product, const Pass<F::scales, 16>& pass
 
 template <class V, class Q>
 void multiply_with_tiles(const Product& product, int64_t begin, int64_t end, uint8_t* scratch) {
-  for_each_pass<Q, 16>(product, begin, end, scratch, unpack_panel<V, Q, 16>,
-                   [&](const Pass<Q::scales, 16>& pass, int64_t panel, int num_panels) {
-                     multiply_pass_ahead<V, Form<Q::scales, Q::has_minimum, true>>(product, pass, panel, num_panels);
+  for_each_pass<Q>(product, begin, end, scratch, unpack_panel<V, Q, true>,
+                   [&](const Pass<Q::scales>& pass, int64_t panel, int num_panels) {
+                     multiply_matrix_pass<V, Form<Q::scales, Q::has_minimum, true>>(product, pass, panel, num_panels);
                    });
   release_matrices();  // a thread with tiles in use is slow to switch
 }

@@ -20,5 +20,5 @@ if(SHALE_X86)
                               PROPERTIES COMPILE_OPTIONS "-O3;${SHALE_AVX512VNNI_FLAGS};-Wno-maybe-uninitialized")
   set_source_files_properties(
     ${SHALE_CPU_DIR}/kernels_amx.cpp
-    PROPERTIES COMPILE_OPTIONS "-O3;${SHALE_AVX512VNNI_FLAGS};-mamx-tile;-mamx-bf16;-Wno-maybe-uninitialized")
+    PROPERTIES COMPILE_OPTIONS "-O3;${SHALE_AVX512VNNI_FLAGS};-mamx-tile;-mamx-int8;-Wno-maybe-uninitialized")
 endif()

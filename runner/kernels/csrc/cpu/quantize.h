@@ -38,16 +38,15 @@ inline QuantizedBlock quantize_block(const float* x) {
   return block;
 }
 
-// How a block's int8 lie in Tile::q.
-// words: (8, width), four int8 each. halves: (width, 32), as bfloat16.
-enum class Layout { words, halves };
+// How a block's int8 of a tile lie in Tile::q.
+enum class Layout { words, rows };  // (8 words, width): a word of all tokens; (width, 8): 32 columns of a token
 
 // Block b of the tile's t-th token.
-template <class V, Layout kLayout>
+template <Layout kLayout>
 inline void store_block(const QuantizedBlock& block, int64_t b, int t, const Tile& tile) {
   const int64_t width = tile.width, at = b * width + t, first = 2 * b * width + t, second = first + width;
-  if constexpr (kLayout == Layout::halves) {
-    V::store_as_bf16(tile.q + 16 * at, block.q);
+  if constexpr (kLayout == Layout::rows) {
+    std::memcpy(tile.q + 8 * at, block.q, kBlock);
   } else {
     int32_t* words = tile.q + 8 * b * width + t;
 #pragma GCC unroll 8
@@ -70,12 +69,12 @@ void quantize_tile(const float* x, int64_t cols, const Tile& in_memory) {
   const int64_t num_padded = num_padded_blocks(cols);
   for (int64_t b = 0; b < tile.num_blocks; ++b) {
     for (int t = 0; t < tile.num_tokens; ++t) {
-      store_block<V, kLayout>(quantize_block<V>(x + t * cols + b * kBlock), b, t, tile);
+      store_block<kLayout>(quantize_block<V>(x + t * cols + b * kBlock), b, t, tile);
     }
-    for (int t = tile.num_tokens; t < tile.width; ++t) store_block<V, kLayout>({}, b, t, tile);
+    for (int t = tile.num_tokens; t < tile.width; ++t) store_block<kLayout>({}, b, t, tile);
   }
   for (int64_t b = tile.num_blocks; b < num_padded; ++b) {
-    for (int t = 0; t < tile.width; ++t) store_block<V, kLayout>({}, b, t, tile);
+    for (int t = 0; t < tile.width; ++t) store_block<kLayout>({}, b, t, tile);
   }
 }
 

@@ -36,22 +36,6 @@ struct Avx512Vnni {
     if constexpr (kFrom < kTo) plane = _mm512_slli_epi16(plane, kTo - kFrom);
     return _mm512_ternarylogic_epi32(codes, plane, _mm512_set1_epi8(static_cast<char>(kMask << kTo)), kOrAnd);
   }
-  // 32 int8 as bfloat16, which holds them exactly
-  static void store_as_bf16(int32_t* p, const int8_t* q) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      const __m512i bits = _mm512_castps_si512(from_i8(reinterpret_cast<const uint8_t*>(q) + 16 * h));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(p) + h, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-    }
-  }
-  // The int8 of each lane as four bfloat16: the first two to a line, the others to the next.
-  static void store_as_bf16(uint8_t* p, Bytes a) {
-    const auto as_float = [](__m512i top) { return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24))); };
-    const __m512i v0 = as_float(_mm512_slli_epi32(a, 24)), v1 = as_float(_mm512_slli_epi32(a, 16));
-    const __m512i v2 = as_float(_mm512_slli_epi32(a, 8)), v3 = as_float(a);
-    _mm512_store_si512(p, _mm512_or_si512(_mm512_srli_epi32(v0, 16), v1));
-    _mm512_store_si512(p + 64, _mm512_or_si512(_mm512_srli_epi32(v2, 16), v3));
-  }
   // codes - 2^kOffsetLog2 as int8
   template <int kOffsetLog2>
   static Bytes without_offset(Bytes codes) {
@@ -66,6 +50,7 @@ struct Avx512Vnni {
   static Ints broadcast_shifted(const int32_t* p, int shift) {
     return _mm512_sll_epi32(_mm512_set1_epi32(*p), _mm_cvtsi32_si128(shift));  // a shift by 32 gives zero
   }
+  static Ints load_ints(const int32_t* p) { return _mm512_load_si512(p); }
   static Word broadcast_word(const int32_t* p) { return _mm512_set1_epi32(*p); }
   template <bool kWide>
   static Ints dot(Ints sum, Bytes w, Word x) {
