@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
 
 from scheduler.environment import redact
+from scheduler.scheduler import Scheduler
 from server import version
 from server.catalog import Catalog
 from server.cli.client import CommandError
 from server.settings import Address, Settings
 
 BACKLOG = 2048
-SHUTDOWN_TIMEOUT_S = 3  # for answers in progress; then their connections are closed
+ANSWERS_END_S = 3  # how long answers in progress may go on after a SIGTERM; then their models are unloaded under them
+SHUTDOWN_TIMEOUT_S = ANSWERS_END_S + 6  # by then every runner has ended, if need be by SIGKILL
 MAX_MODELS_SHOWN = 5
 
 REASONS = {
@@ -44,6 +47,15 @@ def serve(settings: Settings) -> None:
 
     from server.app import create_app
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Streams that go on too long get a last line that says why, instead of being cut."""
+            cut = asyncio.create_task(_unload_after(ANSWERS_END_S, app.state.service.scheduler))
+            try:
+                await super().shutdown(sockets)
+            finally:
+                cut.cancel()
+
     _start_log(logging.DEBUG if settings.debug else logging.INFO)
     listener, catalog = bind(settings.address), Catalog(settings.models)
     app = create_app(settings, catalog)
@@ -56,7 +68,12 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
+
+
+async def _unload_after(seconds: float, scheduler: Scheduler) -> None:
+    await asyncio.sleep(seconds)
+    await scheduler.close()
 
 
 def bind(address: Address) -> socket.socket:

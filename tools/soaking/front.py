@@ -32,7 +32,7 @@ class Front:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "server", "serve"],
                 cwd=ROOT,
-                env=environment | {"PYTHONPATH": str(ROOT)},
+                env=environment | {"PYTHONPATH": ":".join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -15,14 +15,15 @@ import httpx
 import psutil
 
 from tools.soaking.accounts import Accounts, loaded
-from tools.soaking.asking import Answer, End, Outcome, ask_all, do
+from tools.soaking.asking import Answer, End, Outcome, do
 from tools.soaking.front import Front, model_of
 from tools.soaking.models import FLEET, Question
 from tools.soaking.steps import QUOTAS, Kill, KillMidway, Resize, Step
 from tools.soaking.verdicts import Event, judge
 
-ROUND = 20  # steps between two quiet moments
+ROUND = 15  # steps between two quiet moments
 CALM_S = 20.0  # for models to go that were told to
+REST_S = 40.0  # more than a model is left alone at most after its runners have crashed
 LEFTOVER_S = 5.0  # for processes to end after the server
 
 _LOG_DEFECTS = re.compile(r"Traceback|internal error|was never (?:retrieved|awaited)")
@@ -67,10 +68,8 @@ class Storm:
     async def calm_down(self) -> None:
         """Gives the devices back, sees that every model answers, unloads all, and counts what is still held."""
         self._accounts.resize(QUOTAS)
-        asked = {question.model: question for question in self._truth}
-        for question, answer in (await ask_all(self._http, self._front.url, tuple(asked.values()))).items():
-            if answer != self._truth[question]:
-                self.report.problems.append(f"after the storm: {question}: {answer}, not {self._truth[question]}")
+        for number, question in enumerate({question.model: question for question in self._truth}.values()):
+            await self._ask_again(Step(number, question.model, "ask", question))
         await self._balance()
         self.report.figures = await self._figures()
         await self._unload_all()
@@ -136,6 +135,19 @@ class Storm:
             self.report.labels[verdict.label] += 1
             if verdict.problem:
                 self.report.problems.append(verdict.problem)
+
+    async def _ask_again(self, step: Step) -> None:
+        """Asks until the server no longer leaves the model alone for its crashes; then the answer must be right."""
+        deadline = time.monotonic() + REST_S
+        while True:
+            outcome = await do(self._http, self._front.url, step)
+            verdict = judge(outcome, self._truth, self._events)
+            if verdict.label != "error: left alone after crashes" or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.5)
+        self.report.labels["asked again when all was quiet"] += 1
+        if outcome.end is not End.ANSWERED or verdict.problem:
+            self.report.problems.append(f"after the storm: {verdict.problem or verdict.label}")
 
     async def _balance(self) -> None:
         try:

@@ -41,6 +41,10 @@ def _was_killed(outcome: Outcome, events: Sequence[Event]) -> bool:
     return any(event.model == outcome.step.model and _meets(outcome, event) for event in events)
 
 
+def _was_killed_before(outcome: Outcome, events: Sequence[Event]) -> bool:
+    return sum(event.model == outcome.step.model and event.at <= outcome.ended_at for event in events) > 1
+
+
 def _was_resized(outcome: Outcome, events: Sequence[Event]) -> bool:
     return any(not event.model and _meets(outcome, event) for event in events)
 
@@ -66,6 +70,11 @@ EXPECTED: tuple[Cause, ...] = (
         "killed while it answered",
         re.compile(rf"(200|500): an error was encountered while running the model: {_SIGKILL}"),
         _was_killed,
+    ),
+    Cause(
+        "left alone after crashes",
+        re.compile(rf"503: model runner has crashed \d+ times in a row, next try in \d+ s: {_SIGKILL}"),
+        _was_killed_before,
     ),
     Cause(
         "num_gpu does not fit",

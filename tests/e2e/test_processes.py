@@ -1,0 +1,330 @@
+"""Runner processes in the hands of a server that is killed, told to end, left by its clients, or robbed of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from serving import Server
+
+from runner.protocol import TOKEN_ENVIRONMENT_NAME
+
+DEMO = "shale-demo"
+TINY = "tiny/llama"
+PROMPT = {"model": DEMO, "prompt": "What does os.getcwd do?"}
+ENDLESS = {**PROMPT, "options": {"temperature": 0, "ignore_eos": True, "num_predict": 100_000}}
+ORPHAN_S = 5.0  # by then nothing may be left of a server that has ended
+STOP_S = 10.0  # for a server: 3 s for answers under way, then 5 s for runners that do not hear
+SECRET = "wJalrXUtnFEMI"
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "SHALE_ANYTHING", "HTTP_PROXY")  # all have it
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(models: Path, repository_root: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts a server for one test. Whatever the test does to it, it and its children are gone afterwards."""
+    servers: list[Server] = []
+
+    def start(**settings: str) -> Server:
+        log = tmp_path / f"{len(servers)}.log"
+        servers.append(Server(repository_root, models, log, SHALE_MAX_LOADED_MODELS="9", **settings))
+        servers[-1].wait_until_up()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        family = children(server) if server.process.poll() is None else []
+        server.process.kill()
+        server.process.wait()
+        for child in family:
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def standing(models: Path, repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the tests after which it still stands, with things in its environment that are nobody's business."""
+    log = tmp_path_factory.mktemp("standing") / "server.log"
+    server = Server(repository_root, models, log, SHALE_MAX_LOADED_MODELS="9", **dict.fromkeys(SECRETS, SECRET))
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture
+def empty(standing: Server) -> Server:
+    """The standing server, with nothing loaded."""
+    for model in (DEMO, TINY):
+        standing.post("/api/generate", {"model": model, "keep_alive": 0})
+    assert standing.runners() == []
+    return standing
+
+
+def children(server: Server) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+def runner_of(server: Server, model: str, seconds: float = 10) -> psutil.Process:
+    """The runner of ``model``, as soon as there is one."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for runner in server.runners():
+            if any(argument.endswith(f"{model}.gguf") for argument in runner.cmdline()):
+                return runner
+        assert time.monotonic() < deadline, f"no runner for {model} within {seconds} s"
+        time.sleep(0.005)
+
+
+def asked(server: Server, body: dict[str, Any]) -> Future[httpx.Response]:
+    """A request under way, on a thread of its own. The answer, or the error of a connection that broke."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(httpx.post, f"{server.url}/api/generate", json=body, timeout=30, trust_env=False)
+    executor.shutdown(wait=False)
+    return future
+
+
+@contextmanager
+def stream(server: Server, body: dict[str, Any]) -> Iterator[Iterator[str]]:
+    """The lines of an answer that has begun."""
+    with httpx.stream("POST", f"{server.url}/api/generate", json=body, timeout=30, trust_env=False) as response:
+        lines = response.iter_lines()
+        assert "response" in json.loads(next(lines))
+        yield lines
+
+
+def leave(server: Server, body: dict[str, Any], when: Callable[[], object]) -> None:
+    """Asks, and closes the connection without an answer once ``when`` returns."""
+    content = json.dumps(body).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /api/generate HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-length: {len(content)}\r\n\r\n"
+        connection.sendall(head.encode() + content)
+        when()
+
+
+def until_it_breaks(lines: Iterator[str]) -> Iterator[str]:
+    with suppress(httpx.TransportError):
+        yield from lines
+
+
+def must_end(processes: list[psutil.Process]) -> None:
+    assert processes
+    _, alive = psutil.wait_procs(processes, ORPHAN_S)
+    for orphan in alive:
+        orphan.kill()
+    assert alive == []
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.15, 0.4], ids=["at its start", "while it imports", "about when it listens"])
+def test_no_orphan_survives_a_server_that_is_killed_while_it_loads(start: Start, after_s: float) -> None:
+    server = start()
+    answer = asked(server, PROMPT)
+    runner_of(server, DEMO)
+    time.sleep(after_s)
+    family = children(server)
+    server.process.kill()
+    must_end(family)
+    with pytest.raises(httpx.TransportError):
+        answer.result(10)
+
+
+def test_no_orphan_survives_a_server_that_is_killed_in_the_middle_of_a_stream(start: Start) -> None:
+    server = start()
+    server.post(
+        "/api/chat", {"model": TINY, "messages": [{"role": "user", "content": "a"}], "options": {"num_predict": 1}}
+    )
+    with stream(server, ENDLESS) as lines:
+        family = children(server)
+        assert len(server.runners()) == 2
+        server.process.kill()
+        must_end(family)
+        with pytest.raises(httpx.TransportError):
+            list(lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_end_cuts_long_streams_and_ends_in_time(start: Start, number: signal.Signals) -> None:
+    server = start(SHALE_KERNELS="reference")  # slow: the stream takes minutes
+    with stream(server, ENDLESS) as lines:
+        family = children(server)
+        began_at = time.monotonic()
+        server.process.send_signal(number)
+        assert not any(json.loads(line).get("done") for line in until_it_breaks(lines))
+        server.process.wait(STOP_S)
+        assert time.monotonic() - began_at < STOP_S
+    must_end(family)
+
+
+def test_a_stream_that_is_cut_is_told_so_and_the_log_stays_clean(start: Start) -> None:
+    server = start(SHALE_KERNELS="reference")
+    with stream(server, ENDLESS) as lines:
+        server.process.terminate()
+        *_, last = until_it_breaks(lines)
+        server.process.wait(STOP_S)
+    assert "Traceback" not in server.log.read_text(), server.log.read_text()
+    assert "error" in json.loads(last)
+
+
+def test_a_server_that_is_told_to_end_finishes_short_answers(start: Start) -> None:
+    server = start()
+    body = {**PROMPT, "options": {"temperature": 0, "ignore_eos": True, "num_predict": 200}}
+    with stream(server, body) as lines:
+        server.process.terminate()
+        *_, last = lines
+    assert json.loads(last)["eval_count"] == 200
+    server.process.wait(STOP_S)
+
+
+def test_a_server_that_is_told_to_end_while_it_loads_ends_in_time(start: Start) -> None:
+    server = start()
+    answer = asked(server, PROMPT)
+    runner_of(server, DEMO)
+    family = children(server)
+    server.process.terminate()
+    server.process.wait(STOP_S)
+    must_end(family)
+    response = answer.result(10)  # it was loaded within the grace, or the client is told why not
+    assert response.status_code in (httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE), response.text
+    assert "Traceback" not in server.log.read_text(), server.log.read_text()
+
+
+def test_a_runner_that_does_not_hear_sigterm_is_killed_after_five_seconds(empty: Server) -> None:
+    empty.post("/api/generate", {"model": TINY})
+    runner = runner_of(empty, TINY)
+    runner.suspend()
+    began_at = time.monotonic()
+    assert empty.post("/api/generate", {"model": TINY, "keep_alive": 0}).json()["done_reason"] == "unload"
+    assert 4.5 < time.monotonic() - began_at < 7
+    assert not runner.is_running()
+    assert "ignored SIGTERM for 5 s" in empty.log.read_text()
+
+
+def test_a_server_that_ends_does_not_wait_longer_for_a_runner_that_does_not_hear(start: Start) -> None:
+    server = start()
+    server.post("/api/generate", {"model": TINY})
+    family = children(server)
+    runner_of(server, TINY).suspend()
+    server.process.terminate()
+    server.process.wait(STOP_S)
+    must_end(family)
+
+
+def test_a_runner_sees_no_secret_of_the_server_and_its_own_is_in_no_command_line(
+    empty: Server,
+) -> None:
+    empty.post("/api/generate", {"model": TINY})
+    runner = runner_of(empty, TINY)
+    environment = runner.environ()
+    token = environment[TOKEN_ENVIRONMENT_NAME]
+    assert environment["PATH"] == empty.environment["PATH"]
+    assert not set(environment) & set(SECRETS)
+    assert SECRET not in "".join(environment.values())
+    assert len(token) > 30
+    for process in psutil.process_iter():
+        assert token not in _command_line(process)
+    assert token not in empty.log.read_text()
+    assert SECRET not in empty.log.read_text()
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
+def test_a_runner_asks_for_its_token(empty: Server) -> None:
+    empty.post("/api/generate", {"model": TINY})
+    runner = runner_of(empty, TINY)
+    (port,) = {each.laddr.port for each in runner.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    for headers in ({}, {"authorization": "Bearer guessed"}):
+        response = httpx.get(f"http://127.0.0.1:{port}/info", headers=headers, trust_env=False)
+        assert response.status_code == httpx.codes.UNAUTHORIZED
+
+
+def test_a_client_that_leaves_does_not_abort_a_load_that_another_waits_for(empty: Server) -> None:
+    runners: list[psutil.Process] = []
+    others: list[Future[httpx.Response]] = []
+
+    def hold_the_load_and_join_it() -> None:
+        runners.append(runner_of(empty, DEMO))
+        runners[0].suspend()
+        others.append(asked(empty, {**PROMPT, "stream": False, "options": {"temperature": 0}}))
+        time.sleep(0.3)
+
+    leave(empty, PROMPT, hold_the_load_and_join_it)
+    time.sleep(0.3)
+    assert not others[0].done()
+    runners[0].resume()
+    assert others[0].result(15).json()["done_reason"] == "stop"
+    assert empty.runners() == runners
+
+
+def test_a_load_whose_only_client_leaves_goes_on(empty: Server) -> None:
+    """The next to ask, which will often be the same user, finds the model loaded or loading."""
+    leave(empty, PROMPT, lambda: runner_of(empty, DEMO))
+    runner = runner_of(empty, DEMO)
+    time.sleep(0.3)
+    assert empty.post("/api/generate", {**PROMPT, "stream": False}).status_code == 200
+    assert empty.runners() == [runner]
+
+
+def kill_while_it_loads(server: Server, model: str, after_s: float) -> None:
+    """The request that waits for it is told at once."""
+    answer = asked(server, {"model": model})
+    runner = runner_of(server, model)
+    time.sleep(after_s)
+    runner.kill()
+    began_at = time.monotonic()
+    response = answer.result(10)
+    assert time.monotonic() - began_at < 1
+    assert response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+    assert response.json()["error"].endswith("signal: SIGKILL (Killed)")
+
+
+@pytest.mark.parametrize(("model", "after_s"), [(DEMO, 0.0), (TINY, 0.15)])
+def test_a_request_for_a_model_whose_runner_was_killed_while_it_loaded_starts_a_new_one(
+    empty: Server, model: str, after_s: float
+) -> None:
+    kill_while_it_loads(empty, model, after_s)
+    assert empty.post("/api/generate", {"model": model}).json()["done_reason"] == "load"
+
+
+def test_a_model_whose_runner_is_killed_again_is_left_alone_for_a_second(start: Start) -> None:
+    server = start()
+    for _ in range(2):
+        kill_while_it_loads(server, TINY, 0.1)
+    refused = server.post("/api/generate", {"model": TINY})
+    assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    assert refused.json()["error"].startswith("model runner has crashed 2 times in a row, next try in 1 s")
+    assert refused.headers["retry-after"] == "1"
+    assert server.runners() == []
+    assert server.post("/api/generate", {"model": DEMO}).json()["done_reason"] == "load"
+    time.sleep(1.1)
+    assert server.post("/api/generate", {"model": TINY}).json()["done_reason"] == "load"
+
+
+def test_runners_are_no_zombies_once_they_have_ended(empty: Server) -> None:
+    for model in (DEMO, TINY):
+        empty.post("/api/generate", {"model": model})
+    runners = empty.runners()
+    assert len(runners) == 2
+    for runner in runners:
+        runner.kill()
+    deadline = time.monotonic() + ORPHAN_S
+    while any(psutil.pid_exists(runner.pid) for runner in runners):  # also true of one that nobody waits for
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
