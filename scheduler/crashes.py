@@ -1,6 +1,7 @@
 """Models whose runners keep dying are left alone for a while: 1 s after the second crash, then 2, 4 … 30 s.
 
-The first crash costs nothing: the next request starts a new runner at once.
+The first crash costs nothing: the next request starts a new runner at once. Crashes are counted in a row: a request
+that was served in between, or five minutes without a crash, end the row.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class Crashes:
         old = self._records.get(path)
         count = old.count if old is not None and now_s - old.at_s < FORGIVEN_S else 0
         self._records[path] = _Record(count + 1, now_s, last_words)
+
+    def forgive(self, path: Path) -> None:
+        """It has served a request: the next crash will be the first."""
+        self._records.pop(path, None)
 
     def check(self, path: Path, now_s: float) -> None:
         """Raises CrashLoopError while the model is to be left alone."""

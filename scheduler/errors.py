@@ -22,7 +22,8 @@
         └── RunnerRequestError     it refused the request: its status and its text
 
 Every error has ``status``, the HTTP status that the front server answers with, and a message that is
-the text of the answer; one of status 503 may have ``retry_after_s``. Texts that Ollama's clients know are kept letter by letter.
+the text of the answer; one of status 503 may have ``retry_after_s``. Texts that Ollama's clients know
+are kept letter by letter.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def _differ_on_gpus(old: LoadOptions, new: LoadOptions) -> bool:
 
 
 def _check_cache_type(asked: str | tuple[str, str] | None) -> None:
-    types = (asked,) if isinstance(asked, str) else asked or ()
+    types = [asked] if isinstance(asked, str) else list(asked or ())
     unknown = [each for each in types if each not in CACHE_TYPES]
     if unknown:
         raise SettingsError(f"kv_cache_type must be one of {', '.join(CACHE_TYPES)}, found {unknown[0]!r}")

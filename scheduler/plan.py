@@ -7,6 +7,7 @@ milliseconds: call on a thread, without a running event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,18 @@ from runner.protocol import Layout, LoadRequest, LoadResponse, Memory, Operation
 from scheduler.devices import Machine
 from scheduler.errors import LayoutError, LayoutNotAllocatedError
 from scheduler.estimate import Estimates, device_names
+from scheduler.gpu import GPU
 from scheduler.layout import LayoutRules, num_placed
 from scheduler.load import Loaded, Situation, load_model
-from scheduler.options import AUTO, MIN_NUM_CTX, LoadOptions, ModelHeader, resolve
+from scheduler.options import (
+    AUTO,
+    MAX_AUTO_PARALLEL,
+    MIN_NUM_CTX,
+    LoadOptions,
+    ModelHeader,
+    is_parallel_auto,
+    resolve,
+)
 from scheduler.settings import SchedulerSettings
 
 
@@ -54,6 +64,12 @@ class Case:
     def rules(self) -> LayoutRules:
         return LayoutRules(num_gpu=-1 if self.options.num_gpu is None else self.options.num_gpu)
 
+    @property
+    def main_gpu(self) -> GPU | None:
+        """The GPU to try first, if the options name one and it is there."""
+        number, gpus = self.options.main_gpu, self.machine.gpus
+        return gpus[number] if number is not None and number < len(gpus) > 1 else None
+
 
 def make_plan(estimates: Estimates, case: Case) -> Plan:
     """The plan for ``case``.
@@ -63,20 +79,21 @@ def make_plan(estimates: Estimates, case: Case) -> Plan:
     """
     header = estimates.header(case.path)
     max_num_ctx = largest_num_ctx(estimates, case)
-    request = _resolve(case, header, max_num_ctx)
-    loaded = _rehearse(estimates, case, request, case.rules)
+    request = _resolve(estimates, case, header, max_num_ctx)
+    loaded = rehearse(estimates, case, request, case.rules)
     request = request.model_copy(update={"layout": loaded.layout})
     return Plan(request, loaded.memory, case.machine, header.context_length, max_num_ctx)
 
 
 def request_for(estimates: Estimates, case: Case) -> LoadRequest:
-    """``resolve``, with ``"auto"`` as the largest context that fits wholly on the machine as it is.
+    """``resolve``, with ``"auto"`` as the largest context that fits wholly on the machine as it is, and as many
+    sequences as fit with that, at most 4, where their number is left open.
 
-    Where none does, ``"auto"`` is the default context. Raises SettingsError and ModelFileError.
+    Where no context fits, ``"auto"`` is the default one. Raises SettingsError and ModelFileError.
     """
     header = estimates.header(case.path)
     largest = largest_num_ctx(estimates, case) if case.options.num_ctx == AUTO else None
-    return _resolve(case, header, largest)
+    return _resolve(estimates, case, header, largest)
 
 
 def largest_num_ctx(estimates: Estimates, case: Case) -> int | None:
@@ -87,21 +104,43 @@ def largest_num_ctx(estimates: Estimates, case: Case) -> int | None:
     header = estimates.header(case.path)
 
     def fits(num_ctx: int) -> bool:
-        request = resolve(replace(case.options, num_ctx=num_ctx), header, case.settings)
-        try:
-            _rehearse(estimates, case, request, replace(case.rules, require_full=True))
-        except (LayoutError, LayoutNotAllocatedError):
-            return False
-        return True
+        return _fits_wholly(estimates, case, resolve(replace(case.options, num_ctx=num_ctx), header, case.settings))
 
     return _largest(fits, MIN_NUM_CTX, max(MIN_NUM_CTX, header.context_length))
 
 
-def _resolve(case: Case, header: ModelHeader, largest: int | None) -> LoadRequest:
+def _resolve(estimates: Estimates, case: Case, header: ModelHeader, largest: int | None) -> LoadRequest:
     options = case.options
     if options.num_ctx == AUTO:
         options = replace(options, num_ctx=largest)
-    return resolve(options, header, case.settings)
+    request = resolve(options, header, case.settings)
+    if not is_parallel_auto(options, case.settings):
+        return request
+    return request.model_copy(update={"num_parallel": _most_sequences(estimates, case, request)})
+
+
+def _most_sequences(estimates: Estimates, case: Case, request: LoadRequest) -> int:
+    """As many as fit wholly: on GPUs, or, where none is used, in half of free memory, which others want as well.
+
+    One where not even that many fit, or where there is no cache to hold them apart (bidirectional attention).
+    """
+    if not any(estimates.memory(case.path, request).cpu.cache):
+        return 1
+    if not case.machine.gpus or case.options.num_gpu == 0:
+        system = case.machine.system
+        case = replace(case, machine=replace(case.machine, system=replace(system, free_bytes=system.free_bytes // 2)))
+    for num_parallel in range(MAX_AUTO_PARALLEL, 1, -1):
+        if _fits_wholly(estimates, case, request.model_copy(update={"num_parallel": num_parallel})):
+            return num_parallel
+    return 1
+
+
+def _fits_wholly(estimates: Estimates, case: Case, request: LoadRequest) -> bool:
+    try:
+        rehearse(estimates, case, request, replace(case.rules, require_full=True))
+    except (LayoutError, LayoutNotAllocatedError):
+        return False
+    return True
 
 
 def _largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
@@ -119,8 +158,20 @@ def _largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
     return low
 
 
+def rehearse(estimates: Estimates, case: Case, request: LoadRequest, rules: LayoutRules) -> Loaded:
+    """The load loop, with the estimate in the place of a runner. Raises what the loop raises.
+
+    ``main_gpu`` is tried alone first, and has the model if that fits there wholly.
+    """
+    main = case.main_gpu
+    if main is not None:
+        alone = replace(case, machine=replace(case.machine, gpus=(main,)))
+        with contextlib.suppress(LayoutError, LayoutNotAllocatedError):
+            return _rehearse(estimates, alone, request, replace(rules, require_full=True))
+    return _rehearse(estimates, case, request, rules)
+
+
 def _rehearse(estimates: Estimates, case: Case, request: LoadRequest, rules: LayoutRules) -> Loaded:
-    """The load loop, with the estimate in the place of a runner. Raises what the loop raises."""
     names = device_names(case.machine.gpus)
     free = {(gpu.id, gpu.library): gpu.free_bytes for gpu in case.machine.gpus}
     answers: dict[Layout, Memory] = {}

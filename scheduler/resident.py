@@ -13,6 +13,7 @@ from scheduler.client import RunnerClient
 from scheduler.clock import Clock, Timer
 from scheduler.events import Unload
 from scheduler.keep_alive import FOREVER_S, expiry
+from scheduler.layout import num_placed
 from scheduler.options import LoadOptions, ModelFile, ModelHeader
 from scheduler.spawn import Started
 
@@ -64,6 +65,7 @@ class Resident:
         self.num_users = 0
         self.last_used_s = clock.monotonic()
         self.load_duration_ns = 0
+        self.began_at_s = 0.0  # when its turn to load came
         self.phases: Mapping[str, float] = {}  # seconds of the load by part
         self.unload = Unload.SHUTDOWN  # why it ends; set when it has to
         self.progress = 0.0  # of its weights, 0 … 1
@@ -91,6 +93,11 @@ class Resident:
     def is_usable(self) -> bool:
         """Loaded, and its process lives."""
         return self.state is State.READY and self.started is not None and self.started.process.is_alive
+
+    @property
+    def is_whole(self) -> bool:
+        """No layer is on the CPU."""
+        return self.memory is not None and num_placed(self.layout) == len(self.memory.cpu.weights)
 
     @property
     def is_on_its_way_out(self) -> bool:
@@ -144,12 +151,6 @@ class Resident:
             num_ctx=self.request.num_ctx if self.request else None,
             running=running,
         )
-
-
-def choose_victim(residents: list[Resident]) -> Resident | None:
-    """Whom to unload for room: idle before busy, then one that is not pinned, then who was used longest ago."""
-    candidates = [r for r in residents if r.state is State.READY]
-    return min(candidates, key=lambda r: (not r.is_idle, r.is_pinned, r.last_used_s, str(r.model.path)), default=None)
 
 
 def _look_at_exception(ready: asyncio.Future[None]) -> None:

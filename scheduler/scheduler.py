@@ -1,8 +1,8 @@
 """Which models are loaded: starts runners, shares them between requests, and lets them go.
 
-One runner per model file. A request for a loaded model gets it at once; other requests wait for a load, one load at
-a time, and those for the same model wait for the same load. A load belongs to the scheduler and not to the request that
-caused it: a client that leaves does not abort it.
+One runner per model file. A request for a loaded model gets it at once; other requests wait for a load, and those for
+the same model wait for the same load. A load belongs to the scheduler and not to the request that caused it: a client
+that leaves does not abort it once it has begun. ``scheduler.loading`` says how several loads go side by side.
 """
 
 from __future__ import annotations
@@ -16,35 +16,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.protocol import Memory
-from scheduler.bring_up import bring_up
 from scheduler.clock import Clock, SystemClock
+from scheduler.crashes import Crashes
 from scheduler.devices import Devices, Machine
 from scheduler.errors import (
-    LayoutError,
     QueueFullError,
-    RequireFullError,
     RunnerExitedError,
+    RunnerUnreachableError,
     SchedulerError,
     ShuttingDownError,
-    SystemMemoryError,
 )
-from scheduler.estimate import Estimates, Estimator, device_names
+from scheduler.estimate import Estimates, Estimator
 from scheduler.events import Eviction, NoObserver, Observer, Unload
 from scheduler.keep_alive import FOREVER_S
-from scheduler.layout import LayoutRules
-from scheduler.load import Situation
-from scheduler.options import LoadOptions, ModelFile, merge, needs_reload, resolve
-from scheduler.plan import Case, Plan, make_plan, request_for
-from scheduler.resident import ModelState, Resident, RunningModel, State, choose_victim
+from scheduler.loading import AbandonedError, Loads, Workshop
+from scheduler.options import LoadOptions, ModelFile, merge, must_be_on_gpu, needs_reload, resolve
+from scheduler.plan import Case, Plan, make_plan
+from scheduler.resident import ModelState, Resident, RunningModel, State
 from scheduler.settings import SchedulerSettings
 from scheduler.spawn import Spawn, spawn_runner
 
 __all__ = ["LoadOptions", "ModelFile", "ModelState", "RunningModel", "Scheduler", "SchedulerSettings"]
 
 LOG = logging.getLogger("scheduler")
-
-AUTO_MODELS_PER_GPU = 3
 
 _LOAD = "load "  # how the names of load tasks begin
 _NO_OPTIONS = LoadOptions()
@@ -76,8 +70,20 @@ class Scheduler:
         self._estimates = estimates or Estimator()
         self._observer = observer or NoObserver()
         self._residents: dict[Path, Resident] = {}
+        self._crashes = Crashes()
         self._num_waiting = 0
-        self._load_lock = asyncio.Lock()
+        self._loads = Loads(
+            Workshop(
+                settings=self._settings,
+                spawn=lambda *arguments: self._spawn(*arguments),
+                clock=self._clock,
+                estimates=self._estimates,
+                machine=lambda: self._machine(),
+                observer=self._observer,
+            ),
+            self._residents,
+            self._evict,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -98,6 +104,8 @@ class Scheduler:
             if keep_alive_s is not None:
                 resident.keep_alive_s = _normal(keep_alive_s)
             yield resident.snapshot(load_duration_ns=int((self._clock.monotonic() - asked_at) * 1e9))
+            if resident.is_usable:
+                self._crashes.forgive(model.path)
         finally:
             self._leave(resident)
 
@@ -179,6 +187,7 @@ class Scheduler:
                 raise ShuttingDownError
             resident = self._residents.get(model.path)
             if resident is None:
+                self._crashes.check(model.path, self._clock.monotonic())
                 resident = self._begin(model, options, _normal(keep_alive_s))
             elif resident.is_on_its_way_out:
                 await resident.gone.wait()
@@ -199,6 +208,9 @@ class Scheduler:
             if resident.options == options or self._is_closed:
                 raise
             # It failed with the options of another request; these may do better.
+        else:
+            if not is_right and resident.is_usable and must_be_on_gpu(options, self._settings):
+                await self._loads.check_on_gpu(resident, options)  # nobody loses it for a load that is bound to fail
         finally:
             if not is_right:
                 self._leave(resident)
@@ -210,6 +222,8 @@ class Scheduler:
         assert resident.request is not None  # it is loaded
         assert resident.header is not None
         wanted = resolve(options, resident.header, self._settings)
+        if must_be_on_gpu(options, self._settings) and not resident.is_whole and options.num_gpu in (None, -1):
+            return True
         return needs_reload(resident.request, wanted, resident.options, options, resident.num_gpus)
 
     def _leave(self, resident: Resident) -> None:
@@ -245,88 +259,35 @@ class Scheduler:
     async def _load(self, resident: Resident) -> None:
         """Takes the resident to READY; ``resident.ready`` tells the waiters how it went."""
         asked_at = self._clock.monotonic()
-        async with self._load_lock:
-            try:
-                resident.state = State.LOADING
-                began_at = self._clock.monotonic()
-                self._observer.load_started(resident.model.name)
-                await self._load_with_room(resident)
-            except SchedulerError as error:
-                LOG.warning("%s did not load: %s", resident.model.name, error)
-                await self._clear_away(resident, error)
-                return
-            except asyncio.CancelledError:
-                await self._clear_away(resident, ShuttingDownError())
-                return
-            except BaseException as error:
-                await self._clear_away(resident, error)
-                raise
-            ready_at = self._clock.monotonic()
-            resident.load_duration_ns = int((ready_at - asked_at) * 1e9)
-            resident.state = State.READY
-            self._observer.loaded(resident.model.name, ready_at - began_at, resident.phases)
+        try:
+            await self._loads.load(resident)
+        except AbandonedError:
+            self._drop(resident)
+            return
+        except SchedulerError as error:
+            LOG.warning("%s did not load: %s", resident.model.name, error)
+            await self._clear_away(resident, error)
+            return
+        except asyncio.CancelledError:
+            await self._clear_away(resident, ShuttingDownError())
+            return
+        except BaseException as error:
+            await self._clear_away(resident, error)
+            raise
+        ready_at = self._clock.monotonic()
+        resident.load_duration_ns = int((ready_at - asked_at) * 1e9)
+        resident.state = State.READY
+        self._observer.loaded(resident.model.name, ready_at - resident.began_at_s, resident.phases)
         self._start_task(f"watch {resident.model.name}", self._watch(resident))
         resident.ready.set_result(None)
         if resident.is_idle:  # everybody who wanted it has left
             self._await_expiry(resident)
 
-    async def _load_with_room(self, resident: Resident) -> None:
-        """Tries, and unloads another model after each refusal for want of memory, until it works or none is left."""
-        path = resident.model.path
-        resident.header = await asyncio.to_thread(self._estimates.header, path)
-        while True:
-            machine = self._machine()
-            case = Case(path, resident.options, self._settings, machine)
-            resident.request = await asyncio.to_thread(request_for, self._estimates, case)
-            devices = device_names(machine.gpus)
-            estimate = await asyncio.to_thread(self._estimates.memory, path, resident.request, devices)
-            resident.num_gpus = len(machine.gpus)
-            others = [r for r in self._residents.values() if r is not resident and r.has_process]
-            if len(others) >= self._max_loaded(machine):
-                await self._evict(others, Eviction.MAX_MODELS)
-                continue
-            num_gpu = -1 if resident.options.num_gpu is None else resident.options.num_gpu
-            situation = Situation(resident.request, machine, LayoutRules(num_gpu=num_gpu, require_full=bool(others)))
-            try:
-                situation.layout(estimate, backoff=0.0)  # refuses before a process is started
-                await self._start(resident, situation, estimate)
-            except (RequireFullError, SystemMemoryError):
-                if not others:
-                    raise
-                await self._evict(others, Eviction.MEMORY)
-            else:
-                return
-
-    async def _start(self, resident: Resident, situation: Situation, estimate: Memory) -> None:
-        started = resident.started = await self._spawn(resident.model, self._settings)
-        try:
-            up = await bring_up(
-                *(started, situation, estimate, self._clock, self._settings.load_timeout_s), resident.set_progress
-            )
-        except LayoutError:
-            resident.started = None
-            await started.stop()
-            raise
-        resident.layout, resident.memory = up.loaded.layout, up.loaded.memory
-        resident.phases = {"process": up.process_s, "layout": up.layout_s, "weights": up.weights_s}
-        LOG.info(
-            "%s loaded: process %.3f s, layout and memory %.3f s, weights %.3f s",
-            *(resident.model.name, up.process_s, up.layout_s, up.weights_s),
-        )
-
-    def _max_loaded(self, machine: Machine) -> int:
-        return self._settings.max_loaded_models or AUTO_MODELS_PER_GPU * max(1, len(machine.gpus))
-
-    async def _evict(self, others: list[Resident], reason: Eviction) -> None:
-        """Returns when one of ``others`` is gone."""
-        leaving = next((r for r in others if r.is_on_its_way_out), None)
-        victim = leaving or choose_victim(others)
-        assert victim is not None  # whoever has a process is ready or leaving: only one loads at a time
-        if victim is not leaving:
-            LOG.info("unloading %s to make room", victim.model.name)
-            self._observer.evicted(victim.model.name, reason, victim.memory.total_bytes if victim.memory else 0)
-            self._retire(victim, Unload.EVICTED)
-        await victim.gone.wait()
+    def _evict(self, resident: Resident, reason: Eviction) -> None:
+        LOG.info("unloading %s to make room", resident.model.name)
+        held = resident.memory.total_bytes if resident.memory else 0
+        self._observer.evicted(resident.model.name, reason, held)
+        self._retire(resident, Unload.EVICTED)
 
     # ---- leaving -------------------------------------------------------------------------------
 
@@ -355,7 +316,7 @@ class Scheduler:
         if resident.state in (State.READY, State.LEAVING):
             LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
             resident.unload = Unload.CRASHED
-            self._observer.crashed(resident.model.name)
+            self._count_crash(resident, last_words)
             await self._clear_away(resident)
 
     async def _clear_away(self, resident: Resident, error: BaseException | None = None) -> None:
@@ -372,21 +333,27 @@ class Scheduler:
         if resident.state is State.GONE:
             return
         self._tell_end(resident, error)
+        self._drop(resident)
+        if error is not None and not resident.ready.done():
+            resident.ready.set_exception(error)
+
+    def _drop(self, resident: Resident) -> None:
         resident.state = State.GONE
         if self._residents.get(resident.model.path) is resident:
             del self._residents[resident.model.path]
         resident.gone.set()
-        if error is not None and not resident.ready.done():
-            resident.ready.set_exception(error)
 
     def _tell_end(self, resident: Resident, error: BaseException | None) -> None:
-        name = resident.model.name
         if error is None:
-            self._observer.unloaded(name, resident.unload)
+            self._observer.unloaded(resident.model.name, resident.unload)
             return
-        if isinstance(error, RunnerExitedError):
-            self._observer.crashed(name)
-        self._observer.load_failed(name, error)
+        if isinstance(error, (RunnerExitedError, RunnerUnreachableError)):
+            self._count_crash(resident, error.last_words)
+        self._observer.load_failed(resident.model.name, error)
+
+    def _count_crash(self, resident: Resident, last_words: str) -> None:
+        self._crashes.add(resident.model.path, self._clock.monotonic(), last_words)
+        self._observer.crashed(resident.model.name)
 
     def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -57,6 +57,7 @@ def scheduler_settings(settings: Settings) -> SchedulerSettings:
     return SchedulerSettings(
         keep_alive_s=settings.keep_alive_s,
         num_parallel=settings.num_parallel,
+        fail_if_not_gpu=settings.fail_if_not_gpu,
         load_timeout_s=settings.load_timeout_s,
         max_loaded_models=settings.max_loaded_models,
         max_queue=settings.max_queue,

@@ -74,7 +74,7 @@ TABLE: Mapping[type[Exception], int] = {OptionError: 400, MessageError: 400}
 TYPE_OF_STATUS: Mapping[int, str] = {404: "not_found_error", 429: "rate_limit_error"}
 """OpenAI's name for an error; other 4xx are ``invalid_request_error``, 5xx ``api_error``."""
 
-RETRY_AFTER_S = "1"
+RETRY_AFTER_S = 1  # where the error does not say
 CONTEXT_LENGTH_TEXT = "exceeds the context length"  # the runner's refusal, for which OpenAI has a code
 CONTEXT_LENGTH_CODE = "context_length_exceeded"
 
@@ -84,7 +84,7 @@ def failure_of(error: BaseException) -> Failure:
     status = _status_of(error)
     if status is None:
         return Failure(500, f"internal error: {type(error).__name__}: {error}")
-    headers = {"retry-after": RETRY_AFTER_S} if status == 503 else {}
+    headers = {"retry-after": str(getattr(error, "retry_after_s", RETRY_AFTER_S))} if status == 503 else {}
     code = CONTEXT_LENGTH_CODE if CONTEXT_LENGTH_TEXT in str(error) else getattr(error, "code", None)
     return Failure(status, str(error), getattr(error, "param", None), code, headers)
 

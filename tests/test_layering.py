@@ -29,13 +29,15 @@ FLOORS = {
     ),
     "scheduler": (
         ("scheduler.", "scheduler.sizes", "scheduler.clock", "scheduler.events", "scheduler.errors",
-         "scheduler.settings", "scheduler.stream", "scheduler.environment", "scheduler.last_words",
+         "scheduler.crashes", "scheduler.settings", "scheduler.stream", "scheduler.environment", "scheduler.last_words",
          "scheduler.keep_alive"),
         ("scheduler.gpu", "scheduler.system_memory", "scheduler.sim", "scheduler.nvml", "scheduler.visible_gpus",
-         "scheduler.cuda_child", "scheduler.cuda_probe", "scheduler.devices", "scheduler.hypothetical",
+         "scheduler.cuda_child", "scheduler.cuda_probe", "scheduler.devices", "scheduler.reservations",
+         "scheduler.eviction", "scheduler.freed_memory", "scheduler.hypothetical",
          "scheduler.options", "scheduler.report", "scheduler.estimate"),
         ("scheduler.layout", "scheduler.process", "scheduler.client", "scheduler.spawn"),
-        ("scheduler.load", "scheduler.resident", "scheduler.bring_up", "scheduler.plan"),
+        ("scheduler.load", "scheduler.resident", "scheduler.bring_up", "scheduler.plan", "scheduler.placement",
+         "scheduler.loading"),
         ("scheduler.scheduler",),
     ),
     "server": (

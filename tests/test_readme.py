@@ -30,7 +30,7 @@ def test_the_defaults_in_the_table_are_the_defaults(repository_root: Path) -> No
     default = Settings()
     assert f"| `SHALE_HOST` | `{default.address.host}:{default.address.port}` |" in text
     assert f"| `SHALE_MAX_QUEUE` | `{default.max_queue}` |" in text
-    assert f"| `SHALE_NUM_PARALLEL` | `{default.num_parallel}` |" in text
+    assert f"| `SHALE_NUM_PARALLEL` | `{default.num_parallel or 'auto'}` |" in text
     assert f"| `SHALE_KERNELS` | `{default.kernels}` |" in text
     assert default.keep_alive_s == default.load_timeout_s == 300
 

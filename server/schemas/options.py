@@ -60,6 +60,17 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _cache_type(value: Any) -> str | tuple[str, str]:
+    """One type for keys and values, or an object that names both."""
+    if isinstance(value, dict) and set(value) == {"k", "v"}:
+        return _text(value["k"]), _text(value["v"])
+    return _text(value)
+
+
+def _boolean_or_auto(value: Any) -> bool | str:
+    return AUTO if value == AUTO else _boolean(value)
+
+
 SAMPLING: Mapping[str, Callable[[Any], Any]] = {
     "num_keep": _integer,
     "seed": _integer,
@@ -85,8 +96,10 @@ LOADING: Mapping[str, tuple[Callable[[Any], Any], int | None]] = {
     "num_gpu": (_integer, -1),
     "main_gpu": (_integer, 0),
     "use_mmap": (_boolean, None),
-    "kv_cache_type": (_text, None),
+    "kv_cache_type": (_cache_type, None),
     "num_parallel": (_integer, 1),
+    "flash_attention": (_boolean_or_auto, None),
+    "fail_if_not_gpu": (_boolean, None),
 }
 """Options that a model is loaded with, and the least value each may have."""
 

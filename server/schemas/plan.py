@@ -36,6 +36,7 @@ class PlanRequest(Request):
     num_batch: Any = None
     num_gpu: Any = None
     num_parallel: Any = None
+    main_gpu: Any = None
     kv_cache_type: Any = None
     use_mmap: Any = None
     options: dict[str, Any] | None = Field(default=None, description="the same, as other requests have them")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from runner.footprint import DeviceName
 from runner.protocol import DeviceMemory, Health, LoadRequest, LoadResponse, Memory, Operation, Status
 from scheduler.client import RunnerClient
-from scheduler.devices import Machine, SystemMemory
+from scheduler.devices import GPU, Machine, SystemMemory
 from scheduler.options import ModelFile, ModelHeader
 from scheduler.process import RunnerProcess
 from scheduler.scheduler import Scheduler, SchedulerSettings
@@ -82,8 +83,11 @@ class ScriptedProcess(RunnerProcess):
 class ScriptedClient:
     """Answers load operations with what the model takes; says its ``progress``, and is ready once ``gate`` is set."""
 
-    def __init__(self, memory: Memory, gate: asyncio.Event, failure: Exception | None = None) -> None:
-        self.memory = memory
+    def __init__(
+        self, measure: Callable[[LoadRequest], Memory], gate: asyncio.Event, failure: Exception | None = None
+    ) -> None:
+        self.measure = measure
+        self.memory: Memory | None = None  # what it has taken
         self.gate = gate
         self.failure = failure
         self.requests: list[LoadRequest] = []
@@ -94,7 +98,9 @@ class ScriptedClient:
         self.requests.append(request)
         if self.failure is not None and request.operation == Operation.ALLOC:
             raise self.failure
-        return LoadResponse(success=True, memory=self.memory)
+        memory = self.measure(request)
+        self.memory = {Operation.FIT: None, Operation.CLOSE: None}.get(request.operation, memory)
+        return LoadResponse(success=True, memory=memory)
 
     async def health(self) -> Health:
         if not self.requests:
@@ -122,11 +128,19 @@ class Recorder:
 
 
 class World:
-    """A scheduler on a machine with ``free_bytes``, with runners that take what ``sizes`` says (1 GiB unless told)."""
+    """A scheduler on a machine of 64 GiB, with runners that take what ``sizes`` says (1 GiB unless told).
 
-    def __init__(self, **settings: Any) -> None:
+    ``gpus`` are bytes by id; a model there is ``NUM_LAYERS`` layers of equal size. ``late_looks``: so often the machine
+    still shows the memory of a dead process as taken.
+    """
+
+    def __init__(self, gpus: dict[str, int] | None = None, **settings: Any) -> None:
         self.clock = ScriptedClock()
         self.total_bytes = 64 * GIB
+        self.gpus = gpus or {}
+        self.late_looks = 0
+        self.num_looks = 0
+        self.at_start: Callable[[str], None] = lambda name: None
         self.sizes: dict[str, int] = {}
         self.trained: dict[str, int] = {}
         self.failures: dict[str, Exception] = {}
@@ -167,18 +181,33 @@ class World:
         return ModelHeader("llama", self.trained.get(path.stem, 8192))
 
     def memory(self, path: Path, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
-        return memory_of(self.sizes.get(path.stem, GIB))
+        size = self.sizes.get(path.stem, GIB)
+        return layered_memory(size, request, [device.id for device in devices]) if self.gpus else memory_of(size)
 
     def machine(self) -> Machine:
-        used = sum(self.sizes.get(name, GIB) for name, started in self.started if started.process.is_alive)
-        return Machine(SystemMemory(self.total_bytes, self.total_bytes - used, 0))
+        self.num_looks += 1
+        used: Counter[str] = Counter()
+        for name, started in self.started:
+            if started.process.is_alive or self.num_looks <= self.late_looks:
+                used.update(self._used(name, started))
+        system = SystemMemory(self.total_bytes, self.total_bytes - used["cpu"], 0)
+        gpus = (GPU(id, "sim", size - used[id], minimum_bytes=0, total_bytes=size) for id, size in self.gpus.items())
+        return Machine(system, tuple(gpus))
+
+    def _used(self, name: str, started: Started) -> dict[str, int]:
+        if not self.gpus:
+            return {"cpu": self.sizes.get(name, GIB)}
+        memory = started.client.memory
+        return {} if memory is None else {device.id: device.total_bytes for device in (memory.cpu, *memory.gpus)}
 
     async def spawn(self, model: ModelFile, settings: SchedulerSettings) -> Started:
         gate = self.gates.pop(model.name, None)
         if gate is None:
             gate = asyncio.Event()
             gate.set()
-        client = ScriptedClient(self.memory(model.path, LoadRequest(operation=Operation.FIT)), gate)
+        self.at_start(model.name)
+        names = [DeviceName(id, "sim") for id in self.gpus]
+        client = ScriptedClient(lambda request: self.memory(model.path, request, names), gate)
         client.failure = self.failures.get(model.name)
         client.progress = self.progress.get(model.name, [])
         started = Started(ScriptedProcess(model.name, 0, ""), client)
@@ -189,6 +218,20 @@ class World:
 def memory_of(num_bytes: int) -> Memory:
     cpu = DeviceMemory(id="cpu", library="cpu", weights=(num_bytes, 0), cache=(0, 0), graph=0)
     return Memory(input_weights=0, cpu=cpu)
+
+
+NUM_LAYERS = 4
+
+
+def layered_memory(num_bytes: int, request: LoadRequest, gpus: Iterable[str]) -> Memory:
+    """``num_bytes`` in equal layers where the layout has them; no cache and no graph."""
+    where = {layer: share.id for share in request.layout for layer in share.layers}
+
+    def on(id: str, library: str) -> DeviceMemory:
+        weights = tuple(num_bytes // NUM_LAYERS if where.get(i, "cpu") == id else 0 for i in range(NUM_LAYERS))
+        return DeviceMemory(id=id, library=library, weights=weights, cache=(0,) * NUM_LAYERS, graph=0)
+
+    return Memory(input_weights=0, cpu=on("cpu", "cpu"), gpus=tuple(on(id, "sim") for id in gpus))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ async def test_a_load_tells_its_time_and_its_parts(new_world, until):
     world = new_world()
     gate = world.hold("a")
     request = asyncio.create_task(use(world, "a"))
-    await until(lambda: world.started)
+    await until(lambda: world.started and world.started[0][1].client.requests)
     world.clock.seconds += 7
     gate.set()
     await request

@@ -91,7 +91,7 @@ def test_without_gpus_free_memory_is_the_limit_and_swap_does_not_count(estimator
     plan = make_plan(estimator, asked)
     assert plan.is_whole
     assert plan.max_num_ctx == plan.trained_num_ctx == 2048
-    small = request_of(estimator, demo_model, num_ctx=500)
+    small = request_of(estimator, demo_model, num_ctx=500, num_parallel=1)
     system = SystemMemory(GIB, estimator.memory(demo_model, small).total_bytes, GIB)
     assert largest_num_ctx(estimator, replace(asked, machine=Machine(system))) == 500
 

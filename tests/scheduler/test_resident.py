@@ -32,6 +32,7 @@ async def test_a_model_that_loads_is_seen_with_its_progress(new_world, until):
 async def test_a_model_that_waits_for_its_turn_is_loading(new_world, until):
     world = new_world()
     gate = world.hold("a")
+    world.sizes.update(a=40 * 2**30, b=40 * 2**30)
     requests = [asyncio.create_task(use(world, name)) for name in "ab"]
     await until(lambda: world.started)
     assert {(seen.model.name, seen.state, seen.progress) for seen in world.scheduler.residents()} >= {

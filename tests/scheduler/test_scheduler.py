@@ -97,15 +97,16 @@ async def test_a_loaded_model_does_not_wait_behind_a_load(new_world, until):
 async def test_the_queue_is_bounded(new_world, until):
     world = new_world(max_queue=2)
     await use(world, "loaded")
-    gate = world.hold("a")
+    gates = [world.hold(name) for name in ("a", "b")]
     waiting = [asyncio.create_task(use(world, name)) for name in ("a", "b")]
-    await until(lambda: len(world.started) == 2)
+    await until(lambda: len(world.started) == 3)
     with pytest.raises(QueueFullError) as caught:
         await use(world, "c")
     assert caught.value.status == 503
     assert str(caught.value) == "server busy, please try again.  maximum pending requests exceeded"
     assert (await use(world, "loaded")).model.name == "loaded"
-    gate.set()
+    for gate in gates:
+        gate.set()
     await asyncio.gather(*waiting)
     await use(world, "c")
 
@@ -398,6 +399,7 @@ async def test_close_ends_loaded_and_loading_models_and_those_who_wait(new_world
     world = new_world()
     await use(world, "loaded")
     world.hold("loading")
+    world.sizes.update(loading=40 * GIB, queued=40 * GIB)
     waiting = [asyncio.create_task(use(world, name)) for name in ("loading", "queued")]
     await until(lambda: len(world.started) == 2)
     await world.scheduler.close()

@@ -15,7 +15,7 @@ def test_without_environment_everything_has_its_default() -> None:
     assert settings.address == Address("127.0.0.1", 11434)
     assert settings.models == Path.home() / ".shale" / "models"
     assert settings.keep_alive_s == 300
-    assert (settings.kernels, settings.num_parallel) == ("fast", 1)
+    assert (settings.kernels, settings.num_parallel) == ("fast", 0)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,11 @@ def test_keep_alive_is_seconds_or_a_duration(text: str, seconds: float) -> None:
     assert Settings.from_environment({"SHALE_KEEP_ALIVE": text}).keep_alive_s == seconds
 
 
+@pytest.mark.parametrize(("text", "number"), [("auto", 0), ("0", 0), ("3", 3), ("", 0)])
+def test_the_number_of_sequences_may_be_left_to_the_server(text: str, number: int) -> None:
+    assert Settings.from_environment({"SHALE_NUM_PARALLEL": text}).num_parallel == number
+
+
 def test_no_load_timeout_means_for_ever() -> None:
     assert Settings.from_environment({"SHALE_LOAD_TIMEOUT": "0"}).load_timeout_s == math.inf
 
@@ -77,8 +82,8 @@ def test_the_home_directory_is_filled_in() -> None:
     [
         ("SHALE_HOST", "h:99999", "port of 0 to 65535"),
         ("SHALE_HOST", "https://h", "host:port"),
-        ("SHALE_NUM_PARALLEL", "0", "at least 1"),
-        ("OLLAMA_NUM_PARALLEL", "x", "at least 1"),
+        ("SHALE_NUM_PARALLEL", "-1", "at least 0"),
+        ("OLLAMA_NUM_PARALLEL", "x", "at least 0"),
         ("SHALE_KERNELS", "quick", "fast, reference"),
         ("SHALE_CPU_ISA", "mmx", "avx512vnni"),
         ("SHALE_KEEP_ALIVE", "soon", "seconds"),

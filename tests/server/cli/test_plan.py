@@ -35,7 +35,7 @@ def answer(demo_model: Path) -> Any:
 def test_the_picture(answer: Any) -> None:
     head, _, cpu, first, second, legend, *rest = drawn(answer=answer).splitlines()
     assert head.startswith("shale-demo.gguf: ")
-    assert head.endswith(" with num_ctx 256, 1 sequence, KV cache f16")
+    assert head.endswith(" with num_ctx 256, 2 sequences, KV cache f16")
     assert cpu.startswith("cpu     ·")
     assert cpu.endswith("of 1.0 GiB")
     assert first.startswith("sim0    ██")

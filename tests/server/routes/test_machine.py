@@ -43,7 +43,7 @@ def test_a_plan_for_the_machine_as_it_is(planner: Any) -> None:
     answer = planner.post("/api/plan", {"model": "demo", "num_ctx": 256}).json()
     assert answer["fits_wholly"] is True
     assert answer["num_layers"] == answer["num_layers_on_gpu"] == 7
-    assert (answer["num_ctx"], answer["num_parallel"], answer["kv_cache_type"]) == (256, 1, "f16")
+    assert (answer["num_ctx"], answer["num_parallel"], answer["kv_cache_type"]) == (256, 2, "f16")
     assert [device["id"] for device in answer["devices"]] == ["cpu", "sim0", "sim1"]
     assert sum(device["total_bytes"] for device in answer["devices"]) == answer["size"] == answer["size_vram"]
     assert 256 < answer["max_num_ctx"] < answer["trained_num_ctx"] == 2048

@@ -1,0 +1,219 @@
+"""Loads under way: each finds its place, makes room where it must, and brings its model up.
+
+A load decides under a lock, on the machine as it is at that moment, and claims what it is going to use before it lets
+go of the lock; the work itself goes on side by side with that of other loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.protocol import Layout
+from scheduler.bring_up import bring_up
+from scheduler.clock import Clock
+from scheduler.crashes import is_out_of_memory
+from scheduler.devices import Machine
+from scheduler.errors import LayoutError, RequireFullError, RunnerError, SchedulerError, SystemMemoryError
+from scheduler.estimate import Estimates
+from scheduler.events import Eviction, Observer
+from scheduler.eviction import Candidate, Rank, freed
+from scheduler.freed_memory import freed_memory_appears
+from scheduler.options import LoadOptions
+from scheduler.placement import Around, MakeRoom, Place, Wait, check_on_gpu, decide
+from scheduler.plan import Case
+from scheduler.reservations import Claim, bytes_of, less_promised, total
+from scheduler.resident import Resident, State
+from scheduler.settings import SchedulerSettings
+from scheduler.spawn import Spawn
+
+LOG = logging.getLogger("scheduler")
+
+AUTO_MODELS_PER_GPU = 3
+MAX_TRIES = 8  # at places that should have been large enough and were not
+
+
+class AbandonedError(Exception):
+    """Everybody who wanted the model had left before its load began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What loads work with. ``machine`` is called on threads."""
+
+    settings: SchedulerSettings
+    spawn: Spawn
+    clock: Clock
+    estimates: Estimates
+    machine: Callable[[], Machine]
+    observer: Observer
+
+
+class Loads:
+    """All loads under way. ``residents`` is the scheduler's table; ``evict`` makes one of them leave."""
+
+    def __init__(
+        self, workshop: Workshop, residents: Mapping[Path, Resident], evict: Callable[[Resident, Eviction], None]
+    ) -> None:
+        self._workshop = workshop
+        self._residents = residents
+        self._evict = evict
+        self._claims: dict[Path, Claim] = {}
+        self._deciding = asyncio.Lock()
+        self._one_ended = asyncio.Event()
+
+    async def load(self, resident: Resident) -> None:
+        """Takes a waiting resident to where its model answers; the process is not stopped here when that fails.
+
+        A load that finds less than it counted on looks for another place. One whose process dies for want of memory is
+        tried once more after all idle models have gone. Raises SchedulerError, AbandonedError.
+        """
+        resident.header = await asyncio.to_thread(self._workshop.estimates.header, resident.model.path)
+        failed: list[Layout] = []
+        has_retried = False
+        try:
+            while True:
+                place = await self._find_place(resident, frozenset(failed))
+                try:
+                    return await self._bring_up(resident, place)
+                except (RequireFullError, SystemMemoryError):
+                    failed.append(place.layout)
+                    if not place.situation.rules.require_full or len(failed) == MAX_TRIES:
+                        raise
+                except RunnerError as error:
+                    if has_retried or not is_out_of_memory(error.last_words) or not await self._evict_idle(resident):
+                        raise
+                    LOG.warning("%s is loaded again after others have left: %s", resident.model.name, error)
+                    has_retried = True
+        finally:
+            self._release(resident)
+
+    async def check_on_gpu(self, resident: Resident, options: LoadOptions) -> None:
+        """Raises NotOnGPUError if the model, loaded again with these options, would not be on GPUs wholly."""
+        case = await self._case(resident, options)
+        own = bytes_of(resident.memory) if resident.memory else {}
+        await asyncio.to_thread(check_on_gpu, self._workshop.estimates, case, own)
+
+    # ---- finding a place -----------------------------------------------------------------------
+
+    async def _find_place(self, resident: Resident, failed: frozenset[Layout]) -> Place:
+        """Returns with a claim held."""
+        while True:
+            async with self._deciding:
+                if resident.is_idle and resident.state is State.WAITING:
+                    raise AbandonedError
+                case = await self._case(resident, resident.options)
+                end = self._one_ended  # before the decision: a load that ends during it is not missed
+                around = self._around(resident, case.machine, failed)
+                try:
+                    decision = await asyncio.to_thread(decide, self._workshop.estimates, case, around)
+                except SchedulerError:
+                    self._begin(resident)
+                    raise
+                if isinstance(decision, Wait):
+                    self._release(resident)
+                else:
+                    self._begin(resident)
+                    self._claims[resident.model.path] = decision.claim
+            if isinstance(decision, Place):
+                resident.request = decision.situation.request
+                resident.num_gpus = len(case.machine.gpus)
+                return decision
+            if isinstance(decision, MakeRoom):
+                await self._make_room(decision.victims, decision.reason, case.machine)
+            else:
+                await end.wait()
+
+    async def _case(self, resident: Resident, options: LoadOptions) -> Case:
+        machine = await asyncio.to_thread(self._workshop.machine)
+        held = total(bytes_of(r.memory) for r in self._others(resident) if r.memory is not None)
+        return Case(resident.model.path, options, self._workshop.settings, less_promised(machine, held))
+
+    def _around(self, resident: Resident, machine: Machine, failed: frozenset[Layout]) -> Around:
+        own = resident.model.path
+        return Around(
+            claims=tuple(claim for path, claim in self._claims.items() if path != own),
+            candidates=tuple(map(self._candidate, self._others(resident))),
+            max_loaded=self._workshop.settings.max_loaded_models or AUTO_MODELS_PER_GPU * max(1, len(machine.gpus)),
+            failed=failed,
+        )
+
+    def _others(self, resident: Resident) -> list[Resident]:
+        """Models that hold memory and are not being loaded."""
+        return [
+            other
+            for path, other in self._residents.items()
+            if other is not resident and other.has_process and path not in self._claims
+        ]
+
+    def _candidate(self, resident: Resident) -> Candidate:
+        idle_s = self._workshop.clock.monotonic() - resident.last_used_s
+        held = bytes_of(resident.memory) if resident.memory else {}
+        return Candidate(resident.model.path, _rank(resident), max(0.0, idle_s), sum(resident.phases.values()), held)
+
+    def _begin(self, resident: Resident) -> None:
+        if resident.state is State.WAITING:
+            resident.state = State.LOADING
+            resident.began_at_s = self._workshop.clock.monotonic()
+            self._workshop.observer.load_started(resident.model.name)
+
+    def _release(self, resident: Resident) -> None:
+        if self._claims.pop(resident.model.path, None) is not None:
+            self._one_ended.set()
+            self._one_ended = asyncio.Event()
+
+    # ---- making room ---------------------------------------------------------------------------
+
+    async def _make_room(self, victims: tuple[Candidate, ...], reason: Eviction, before: Machine) -> None:
+        """Returns when the victims are gone and what they held is free."""
+        leaving = [self._residents[victim.path] for victim in victims if victim.path in self._residents]
+        for resident in leaving:
+            if resident.state is State.READY:
+                self._evict(resident, reason)
+        for resident in leaving:
+            await resident.gone.wait()
+        workshop = self._workshop
+        await freed_memory_appears(lambda: asyncio.to_thread(workshop.machine), before, freed(victims), workshop.clock)
+
+    async def _evict_idle(self, resident: Resident) -> bool:
+        """False: there is nobody to unload."""
+        idle = tuple(c for c in map(self._candidate, self._others(resident)) if c.rank <= Rank.IDLE)
+        await self._stop(resident)
+        if idle:
+            await self._make_room(idle, Eviction.MEMORY, await asyncio.to_thread(self._workshop.machine))
+        return bool(idle)
+
+    # ---- bringing up ---------------------------------------------------------------------------
+
+    async def _bring_up(self, resident: Resident, place: Place) -> None:
+        settings, clock = self._workshop.settings, self._workshop.clock
+        started = resident.started = await self._workshop.spawn(resident.model, settings)
+        try:
+            up = await bring_up(
+                *(started, place.situation, place.estimate, clock, settings.load_timeout_s), resident.set_progress
+            )
+        except LayoutError:
+            await self._stop(resident)
+            raise
+        resident.layout, resident.memory = up.loaded.layout, up.loaded.memory
+        resident.phases = {"process": up.process_s, "layout": up.layout_s, "weights": up.weights_s}
+        LOG.info(
+            "%s loaded: process %.3f s, layout and memory %.3f s, weights %.3f s",
+            *(resident.model.name, up.process_s, up.layout_s, up.weights_s),
+        )
+
+    async def _stop(self, resident: Resident) -> None:
+        started, resident.started = resident.started, None
+        if started is not None:
+            await started.stop()
+
+
+def _rank(resident: Resident) -> Rank:
+    if not resident.is_usable:
+        return Rank.LEAVING
+    if resident.is_pinned:
+        return Rank.PINNED
+    return Rank.IDLE if resident.is_idle else Rank.BUSY
