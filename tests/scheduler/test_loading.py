@@ -214,6 +214,15 @@ async def test_nobody_goes_for_a_model_that_cannot_be_loaded_anyway(new_world):
     assert len(world.started) == 1
 
 
+async def test_a_fixed_part_on_the_gpu_does_not_need_the_room_of_the_whole(new_world):
+    world = new_world(gpus={"sim0": 8 * GIB})
+    world.sizes.update(a=4 * GIB, b=12 * GIB)
+    await use(world, "a")
+    running = await use(world, "b", LoadOptions(num_gpu=1))
+    assert [len(share.layers) for share in running.layout] == [1]
+    assert world.names() == ["a", "b"]
+
+
 async def test_a_model_on_its_way_out_is_waited_for_rather_than_another_unloaded(new_world, until):
     world = new_world(gpus={"sim0": 8 * GIB}, max_loaded_models=9)
     world.sizes.update(a=4 * GIB, b=4 * GIB, c=4 * GIB)
@@ -416,11 +425,11 @@ async def test_a_crash_for_want_of_memory_is_tried_again_once_after_others_have_
     await use(world, "idle")
     await use(world, "pinned", keep_alive_s=-1)
     world.hold("a")
-    request = start(world, "a")
+    request = start(world, "a", LoadOptions(num_ctx=1000))
     await until(lambda: commits(world) >= {"a"})
     world.processes("a")[0].die(1, words)
     if others_go:
-        await request
+        assert (await request).num_ctx == 1000
         assert world.names() == ["a", "pinned"]
     else:
         with pytest.raises(RunnerExitedError):

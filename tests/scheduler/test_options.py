@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 
 from scheduler.errors import SettingsError
-from scheduler.options import LoadOptions, ModelHeader, load_notes, merge, needs_reload, resolve
+from scheduler.options import (
+    LoadOptions,
+    ModelHeader,
+    is_parallel_auto,
+    load_notes,
+    merge,
+    must_be_on_gpu,
+    needs_reload,
+    resolve,
+)
 from scheduler.settings import SchedulerSettings
 
 HEADER = ModelHeader("llama", 8192)
@@ -149,6 +158,41 @@ def test_what_cannot_be_loaded(options, message):
 )
 def test_cache_type_sequences_and_reloads(old, new, expected):
     assert reloads(old, new) is expected
+
+
+@pytest.mark.parametrize(
+    ("option", "setting", "is_auto", "number"),
+    [(None, 0, True, 1), (3, 0, False, 3), (None, 2, False, 2), (3, 2, False, 3)],
+)
+def test_the_number_of_sequences_is_left_open_or_not(option, setting, is_auto, number):
+    options, settings = LoadOptions(num_parallel=option), SchedulerSettings(num_parallel=setting)
+    assert is_parallel_auto(options, settings) is is_auto
+    assert resolve(options, HEADER, settings).num_parallel == number
+
+
+def test_keys_and_values_may_be_named_apart_but_must_be_the_same():
+    assert resolve(LoadOptions(kv_cache_type=("f32", "f32")), HEADER, SchedulerSettings()).kv_cache_type == "f32"
+    assert not reloads(LoadOptions(kv_cache_type="f32"), LoadOptions(kv_cache_type=("f32", "f32")))
+    with pytest.raises(SettingsError, match="must be the same for keys and values, found f16 and f32"):
+        resolve(LoadOptions(kv_cache_type=("f16", "f32")), HEADER, SchedulerSettings())
+    with pytest.raises(SettingsError, match="found 'q8_0'"):
+        resolve(LoadOptions(kv_cache_type=("f16", "q8_0")), HEADER, SchedulerSettings())
+
+
+@pytest.mark.parametrize("asked", [True, False, "auto"])
+def test_flash_attention_never_reloads_and_false_is_told_to_be_without_effect(asked):
+    options = LoadOptions(flash_attention=asked)
+    assert not reloads(LoadOptions(), options, num_gpus=1)
+    notes = load_notes(options, 2048, 1000)
+    assert (len(notes) == 1 and "tile by tile" in notes[0]) if asked is False else notes == ()
+
+
+@pytest.mark.parametrize(
+    ("option", "setting", "expected"),
+    [(None, False, False), (None, True, True), (False, True, False), (True, False, True)],
+)
+def test_must_be_on_gpu(option, setting, expected):
+    assert must_be_on_gpu(LoadOptions(fail_if_not_gpu=option), SchedulerSettings(fail_if_not_gpu=setting)) is expected
 
 
 def test_sequences_only_grow_in_a_merge():

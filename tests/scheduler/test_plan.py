@@ -110,6 +110,37 @@ def test_auto_is_the_largest_context_or_else_the_default(estimator, header, demo
     assert request_of(estimator, demo_model, num_ctx=99).num_ctx == 99
 
 
+@pytest.mark.parametrize(
+    ("devices", "options", "expected"),
+    [
+        ("24GiB,24GiB", {}, 4),
+        ("24GiB,24GiB", {"num_ctx": 8192}, 2),  # 3 would leave layers on the CPU
+        ("24GiB,24GiB", {"num_ctx": 16384}, 1),
+        ("24GiB,12GiB", {}, 1),  # it does not fit wholly with any number
+        ("24GiB,24GiB", {"num_parallel": 7}, 7),
+        ("24GiB,24GiB", {"num_gpu": 0}, 1),  # half of the host's 64 GiB do not hold it
+    ],
+)
+def test_as_many_sequences_as_fit_wholly(estimator, header, devices, options, expected):
+    assert request_for(estimator, case(header("llama-70b"), devices, **options)).num_parallel == expected
+
+
+def test_without_gpus_sequences_take_at_most_half_of_free_memory(estimator, demo_model):
+    one = request_of(estimator, demo_model, num_parallel=1)
+    for number in (1, 2, 3):
+        request = one.model_copy(update={"num_parallel": number})
+        system = SystemMemory(GIB, 2 * estimator.memory(demo_model, request).total_bytes, 0)
+        asked = replace(case(demo_model, "cpu"), machine=Machine(system))
+        assert request_for(estimator, asked).num_parallel == number
+
+
+def test_main_gpu_is_tried_first(estimator, demo_model):
+    plan = make_plan(estimator, case(demo_model, "sim:32MiB,sim:16MiB", num_ctx=128, main_gpu=1))
+    assert [share.id for share in plan.layout] == ["sim1"]
+    plan = make_plan(estimator, case(demo_model, "sim:32MiB,sim:16MiB", num_ctx=128, main_gpu=7))
+    assert [share.id for share in plan.layout] == ["sim0"]
+
+
 def test_num_gpu_is_kept_and_fits_wholly_means_that_many(estimator, header):
     plan = make_plan(estimator, case(header("llama-70b"), "24GiB,24GiB", num_gpu=20))
     assert num_placed(plan.layout) == 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.errors import QueueFullError, RunnerRequestError
+from scheduler.errors import CrashLoopError, QueueFullError, RunnerRequestError
 from server.errors import InvalidRequestError, ModelNotFoundError, TooLargeError, body_of, failure_of, is_defect
 from server.schemas.messages import MessageError
 from server.schemas.options import OptionError
@@ -36,6 +36,10 @@ def test_a_full_queue_says_when_to_try_again() -> None:
     failure = failure_of(QueueFullError())
     assert failure.headers == {"retry-after": "1"}
     assert failure.message == "server busy, please try again.  maximum pending requests exceeded"
+
+
+def test_a_model_that_keeps_crashing_says_when_to_try_again() -> None:
+    assert failure_of(CrashLoopError(4, 3.2, "signal: SIGSEGV")).headers == {"retry-after": "4"}
 
 
 def test_the_body_is_that_of_the_family() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from runner.protocol import SamplingOptions
+from scheduler.options import LoadOptions
 from server.schemas.options import LOADING, SAMPLING, OptionError, read_options
 
 
@@ -20,6 +21,13 @@ def test_sampling_and_loading_are_told_apart() -> None:
     options = read_options({"temperature": 0, "num_ctx": 128, "stop": ["a"], "use_mmap": False})
     assert options.sampling == SamplingOptions(temperature=0, stop=("a",))
     assert options.loading == {"num_ctx": 128, "use_mmap": False}
+
+
+def test_options_of_loading_that_have_several_forms() -> None:
+    given = {"kv_cache_type": {"k": "f16", "v": "f32"}, "flash_attention": "auto", "fail_if_not_gpu": True}
+    loading = read_options(given).loading
+    assert loading == {"kv_cache_type": ("f16", "f32"), "flash_attention": "auto", "fail_if_not_gpu": True}
+    LoadOptions(**loading)
 
 
 def test_every_sampling_option_is_a_field_of_the_wire() -> None:
@@ -44,6 +52,9 @@ def test_one_stop_string_may_stand_without_a_list() -> None:
         ("seed", float(2**70), 'option "seed" must be of type integer'),
         ("top_p", "x", 'option "top_p" must be of type float32'),
         ("temperature", float("inf"), 'option "temperature" must be of type float32'),
+        ("fail_if_not_gpu", 1, 'option "fail_if_not_gpu" must be of type boolean'),
+        ("flash_attention", "yes", 'option "flash_attention" must be of type boolean'),
+        ("kv_cache_type", {"k": "f16"}, 'option "kv_cache_type" must be of type string'),
         ("use_mmap", 1, 'option "use_mmap" must be of type boolean'),
         ("stop", 1, 'option "stop" must be of type array'),
         ("stop", [1], 'option "stop" must be of an array of strings'),
