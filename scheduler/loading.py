@@ -71,7 +71,6 @@ class Loads:
         A load that finds less than it counted on looks for another place. One whose process dies for want of memory is
         tried once more after all idle models have gone. Raises SchedulerError, AbandonedError.
         """
-        resident.header = await asyncio.to_thread(self._workshop.estimates.header, resident.model.path)
         failed: list[Layout] = []
         has_retried = False
         try:
@@ -105,10 +104,12 @@ class Loads:
             async with self._deciding:
                 if resident.is_idle and resident.state is State.WAITING:
                     raise AbandonedError
-                case = await self._case(resident, resident.options)
                 end = self._one_ended  # before the decision: a load that ends during it is not missed
-                around = self._around(resident, case.machine, failed)
                 try:
+                    # Under the lock, so that loads are decided on in the order of their requests.
+                    resident.header = await asyncio.to_thread(self._workshop.estimates.header, resident.model.path)
+                    case = await self._case(resident, resident.options)
+                    around = self._around(resident, case.machine, failed)
                     decision = await asyncio.to_thread(decide, self._workshop.estimates, case, around)
                 except SchedulerError:
                     self._begin(resident)

@@ -63,6 +63,20 @@ def test_the_cache_grows_with_context_and_sequences(architecture: str, tiny_mode
     assert len(one.cpu.weights) == len(one.cpu.cache) == spec.num_layers + 1
 
 
+def test_keys_and_values_are_counted_apart(tiny_models: Callable[..., Path]) -> None:
+    with open_gguf(tiny_models("llama")) as gguf:
+        spec = read_spec(gguf)
+
+        def cache(kv_cache_type: object) -> int:
+            request = LoadRequest(**{**REQUEST.model_dump(), "kv_cache_type": kv_cache_type})
+            return sum(footprint(gguf, request).cpu.cache)
+
+        assert cache(("f16", "f16")) == cache("f16")
+        assert cache(("f32", "f32")) == cache("f32") == 2 * cache("f16")
+        assert spec.key_length == spec.value_length
+        assert 2 * cache(("f32", "f16")) == 2 * cache(("f16", "f32")) == cache("f16") + cache("f32")
+
+
 def test_tied_embeddings_are_counted_twice(tiny_models: Callable[..., Path]) -> None:
     with open_gguf(tiny_models("qwen2")) as gguf:
         spec = read_spec(gguf)
