@@ -102,8 +102,7 @@ class Loads:
         """Returns with a claim held."""
         while True:
             async with self._deciding:
-                if resident.is_idle and resident.state is State.WAITING:
-                    raise AbandonedError
+                _check_wanted(resident)
                 end = self._one_ended  # before the decision: a load that ends during it is not missed
                 try:
                     # Under the lock, so that loads are decided on in the order of their requests.
@@ -117,6 +116,7 @@ class Loads:
                 if isinstance(decision, Wait):
                     self._release(resident)
                 else:
+                    _check_wanted(resident)  # they may have left during the decision
                     self._begin(resident)
                     self._claims[resident.model.path] = decision.claim
             if isinstance(decision, Place):
@@ -218,3 +218,9 @@ def _rank(resident: Resident) -> Rank:
     if resident.is_pinned:
         return Rank.PINNED
     return Rank.IDLE if resident.is_idle else Rank.BUSY
+
+
+def _check_wanted(resident: Resident) -> None:
+    """Raises AbandonedError if everybody left before the load began."""
+    if resident.is_idle and resident.state is State.WAITING:
+        raise AbandonedError

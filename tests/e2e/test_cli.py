@@ -86,7 +86,7 @@ class Terminal:
     def type(self, line: str) -> None:
         os.write(self._master, line.encode() + b"\n")
 
-    def wait_for(self, text: str, seconds: float = 15) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         """Reads until ``text`` has come; what came before it is done with."""
         deadline = time.monotonic() + seconds
         while text not in self._seen:
