@@ -69,6 +69,11 @@ def test_a_bad_setting_is_told_before_anything_starts(server: Any) -> None:
     assert result.stderr.startswith("shale: SHALE_NUM_PARALLEL='many' cannot be used; allowed: ")
 
 
+def _let_ctrl_c_through() -> None:
+    """A test run in the background of a shell ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """``shale run`` with a terminal in front of it."""
 
@@ -77,7 +82,14 @@ class Terminal:
         command = [sys.executable, "-m", "server", "run", *arguments]
         environment = {**server.environment, "TERM": "dumb"}
         self.process = subprocess.Popen(
-            command, cwd=server.root, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            command,
+            cwd=server.root,
+            env=environment,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=_let_ctrl_c_through,
         )
         os.close(slave)
         os.set_blocking(self._master, False)
