@@ -10,9 +10,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_this_thread = threading.local()  # is_inside: it holds a device's lock
+_returned: deque[tuple[SimLedger, int]] = deque()  # given back, not yet written
+
+
+def _settle() -> None:
+    """Writes what was given back."""
+    while True:
+        try:
+            ledger, nbytes = _returned.popleft()
+        except IndexError:
+            return
+        ledger._subtract(nbytes)
 
 
 class SimLedger:
@@ -54,9 +69,14 @@ class SimLedger:
             return None
 
     def give_back(self, nbytes: int) -> None:
-        """Gives back what this process took."""
-        with self._locked():
-            self._write_own(self._held().get(os.getpid(), 0) - nbytes)
+        """Gives back what this process took.
+
+        Finalizers call this, and those may run in the middle of any method here: then it is done when that method
+        has let go of its lock, for waiting for a lock that the same thread holds would never end.
+        """
+        _returned.append((self, nbytes))
+        if not getattr(_this_thread, "is_inside", False):
+            _settle()
 
     def _path(self, suffix: str) -> Path:
         return self._folder / f"{self._device}.{suffix}"
@@ -66,12 +86,22 @@ class SimLedger:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        _this_thread.is_inside = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            descriptor = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
         finally:
-            os.close(descriptor)
+            _this_thread.is_inside = False
+        if _returned:
+            _settle()
+
+    def _subtract(self, nbytes: int) -> None:
+        with self._locked():
+            self._write_own(self._held().get(os.getpid(), 0) - nbytes)
 
     def _held(self) -> dict[int, int]:
         """Bytes by process. Files of processes that have died are removed."""

@@ -82,3 +82,20 @@ def test_what_a_dead_process_of_the_same_number_held_is_not_ours(tmp_path):
     assert ledger.free_bytes() == 10
     assert ledger.take(4) is None
     assert ledger.held_bytes() == SimLedger(tmp_path, "sim0").held_bytes() == 4
+
+
+def test_memory_that_comes_back_in_the_middle_of_a_look_is_not_waited_for(
+    ledger: SimLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer may run while its own thread holds the device's lock."""
+    assert ledger.take(600) is None
+    look = SimLedger._held
+
+    def interrupted(self: SimLedger) -> dict[int, int]:
+        monkeypatch.setattr(SimLedger, "_held", look)
+        self.give_back(200)
+        return look(self)
+
+    monkeypatch.setattr(SimLedger, "_held", interrupted)
+    assert ledger.take(100) is None
+    assert ledger.held_bytes() == 500
