@@ -22,7 +22,7 @@ LINTED := $(VENV)/.stamp-lint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check fmt bench wheel wheel-check image demo-model clean
+.PHONY: help run test check fmt soak bench wheel wheel-check image demo-model clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ $(PEER_VENV)/.stamp-built: tools/bench/ldtilecfg.h
 	@CXXFLAGS="-include $(CURDIR)/tools/bench/ldtilecfg.h" CMAKE_ARGS="-DGGML_NATIVE=ON" \
 		$(PEER_VENV)/bin/python -m pip install --quiet --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 	@touch $@
+
+soak: $(BUILT) $(TESTED) ## 200 random loads and requests with kills and shrinking devices, outside the suite
+	@$(BIN)/python tools/soak.py --steps 200
 
 bench: $(BUILT) $(PEER) ## measure against llama.cpp on the same file (BENCH_FLAGS=--quick)
 	@SHALE_PEER_PYTHON="$(SHALE_PEER_PYTHON)" $(BIN)/python -m tools.bench $(BENCH_FLAGS)
