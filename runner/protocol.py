@@ -150,6 +150,49 @@ class RunnerInfo(Message):
     num_thread: int
 
 
+# ---- what a runner tells about itself ----------------------------------------------------------
+
+
+class CacheStats(Message):
+    """The KV cache at one moment, in cells of the layers that see everything; counters since the model was loaded."""
+
+    num_cells: int = 0
+    num_used: int = 0  # by sequences and cached prefixes together
+    num_shared: int = 0  # that have more than one owner
+    num_cached: int = 0  # held by cached prefixes alone
+    fragmentation: float = 0.0  # 0: all cells in use lie together
+    num_defragmentations: int = 0
+    moved_bytes: int = 0
+    num_prefixes: int = 0
+    num_hits: int = 0  # prompts that began with a cached prefix
+    num_misses: int = 0
+    num_reused_tokens: int = 0
+
+
+class Histogram(Message):
+    """``counts[i]`` durations of at most ``bounds[i]`` seconds and more than the bound before; the last: all longer."""
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = (0,)
+    total_s: float = 0.0
+
+
+class RunnerStats(Message):
+    """The engine at one moment; counters and histograms since the model was loaded."""
+
+    num_waiting: int = 0  # requests without a sequence
+    num_active: int = 0
+    num_parallel: int = 0
+    num_steps: int = 0
+    num_batch_sequences: int = 0  # summed over steps: with num_steps and num_parallel the occupancy
+    num_batch_tokens: int = 0  # summed over steps
+    cache: CacheStats = CacheStats()
+    step: Histogram = Histogram()
+    queue: Histogram = Histogram()  # from arrival to a sequence
+    first_token: Histogram = Histogram()  # from arrival
+    inter_token: Histogram = Histogram()
+
+
 # ---- completion --------------------------------------------------------------------------------
 
 
