@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from runner.cache_types import cache_row_bytes
 from runner.devices.base import Bytes, Device
 from runner.footprint import (
     CPU,
@@ -19,6 +18,7 @@ from runner.footprint import (
     stored_tensors,
 )
 from runner.gguf import GGUFFile
+from runner.kernels import CacheTensor, Kernels
 from runner.kv_cache import CacheLayer
 from runner.model.spec import ModelSpec
 from runner.model.step import Buffers
@@ -26,8 +26,6 @@ from runner.model.weights import Placed, stays_in_file
 from runner.protocol import CacheType, LoadRequest
 
 Devices = Mapping[DeviceName, Device]
-
-CACHE_DTYPES = {"f16": np.float16, "f32": np.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +39,19 @@ class Allocation:
     buffers: Mapping[DeviceName, Buffers]
 
 
-def allocate(gguf: GGUFFile, spec: ModelSpec, request: LoadRequest, devices: Devices) -> Allocation:
+def allocate(gguf: GGUFFile, spec: ModelSpec, request: LoadRequest, devices: Devices, kernels: Kernels) -> Allocation:
     """Takes exactly the bytes that ``runner.footprint`` counts (input rows that stay mapped in the file excepted).
 
     Raises:
         OutOfMemoryError: a device is short of memory; what was taken before goes back.
-        ModelError: the file or the layout cannot be.
+        ModelError: the file or the layout cannot be, or the type of the cache with this model.
     """
     chosen = places(spec, request.layout)
     return Allocation(
         request=request,
         places=chosen,
         placed=_weights(gguf, spec, request, chosen, devices),
-        cache=_cache(spec, request, chosen, devices),
+        cache=_cache(spec, request, chosen, devices, kernels),
         buffers={device: _buffers(spec, request, device, devices[device]) for device in dict.fromkeys((CPU, *chosen))},
     )
 
@@ -77,7 +75,7 @@ def _weights(
 
 
 def _cache(
-    spec: ModelSpec, request: LoadRequest, chosen: tuple[DeviceName, ...], devices: Devices
+    spec: ModelSpec, request: LoadRequest, chosen: tuple[DeviceName, ...], devices: Devices, kernels: Kernels
 ) -> tuple[CacheLayer, ...]:
     if not spec.is_causal:
         return ()
@@ -88,26 +86,29 @@ def _cache(
     slabs = {device: devices[device].allocate(nbytes) for device, nbytes in sizes.items()}
     cut = dict.fromkeys(layers, 0)
     cache = []
-    key_shape = (spec.num_kv_heads, spec.key_length)
-    value_shape = (spec.num_kv_heads, spec.value_length)
     for layer, device in enumerate(layers):
-        keys, values = cache_bytes(spec, request, layer)
-        num_cells = request.num_parallel * cells_per_sequence(spec, request, layer)
+        keys, _ = both = cache_bytes(spec, request, layer)
         start = cut[device]
-        cut[device] += keys + values
-        cache.append(
-            CacheLayer(
-                _heads(slabs[device][start : start + keys], request.key_cache_type, num_cells, key_shape),
-                _heads(slabs[device][start + keys : cut[device]], request.value_cache_type, num_cells, value_shape),
-            )
-        )
+        cut[device] += sum(both)
+        slab = slabs[device][start : cut[device]]
+        cache.append(cache_layer(spec, request, layer, slab[:keys], slab[keys:], kernels))
     return tuple(cache)
 
 
-def _heads(part: Bytes, type_: CacheType, num_cells: int, shape: tuple[int, int]) -> np.ndarray:
-    """Part of a slab as (cells, KV heads, length); ``shape`` is the last two."""
-    count = num_cells * shape[0] * shape[1]
-    return part.view(CACHE_DTYPES[type_])[:count].reshape(num_cells, *shape)
+def cache_layer(
+    spec: ModelSpec, request: LoadRequest, layer: int, keys: Bytes, values: Bytes, kernels: Kernels
+) -> CacheLayer:
+    """The cells of one layer in memory of ``cache_bytes``."""
+    num_cells = request.num_parallel * cells_per_sequence(spec, request, layer)
+
+    def tensor(type_name: CacheType, length: int, storage: Bytes) -> CacheTensor:
+        nbytes = num_cells * cache_row_bytes(type_name, spec.num_kv_heads, length)  # without what aligns the next one
+        return kernels.cache(type_name, spec.num_kv_heads, length, storage[:nbytes])
+
+    return CacheLayer(
+        keys=tensor(request.key_cache_type, spec.key_length, keys),
+        values=tensor(request.value_cache_type, spec.value_length, values),
+    )
 
 
 def _buffers(spec: ModelSpec, request: LoadRequest, name: DeviceName, device: Device) -> Buffers:

@@ -24,6 +24,7 @@ from runner.protocol import (
     LoadResponse,
     Operation,
     RunnerInfo,
+    RunnerStats,
     Status,
     TokenizeRequest,
     TokenizeResponse,
@@ -166,6 +167,11 @@ async def info(host: TheHost) -> RunnerInfo:
     return host.describe()
 
 
+async def stats(host: TheHost) -> RunnerStats:
+    _, engine = host.ready()
+    return engine.stats()
+
+
 async def _made(make: Callable[[], Made], *, in_thread: bool) -> Made:
     return await asyncio.to_thread(make) if in_thread else make()
 
@@ -178,6 +184,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("/detokenize", "POST", detokenize),
     ("/health", "GET", health),
     ("/info", "GET", info),
+    ("/stats", "GET", stats),
 )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.protocol import EmbeddingRequest
-from runner.request import Line, RequestError, check_ids
+from runner.request import RequestError, check_ids
+from runner.work import Line
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel
@@ -45,13 +46,16 @@ class EmbeddingInput:
     def num_left(self) -> int:
         return len(self.tokens) - self.num_evaluated
 
+    @property
+    def opened(self) -> CacheSequence:
+        assert self.sequence is not None, "it was opened"
+        return self.sequence
+
     def next_tokens(self, count: int) -> Sequence[int]:
         return self.tokens[self.num_evaluated : self.num_evaluated + count]
 
     def advance(self, part: NDArray[np.float32], count: int, pooling: str) -> None:
         """A forward pass gave ``part`` (embedding_length,), pooled over the next ``count`` tokens."""
-        assert self.sequence is not None
-        self.sequence.num_past += count
         self.num_evaluated += count
         self.vector = JOINS[pooling](self.vector, part.astype(np.float64), self.num_evaluated, count)
 

@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from runner.completion_lane import CompletionLane
 from runner.embedding import EmbeddingJob
-from runner.lanes import CompletionLane, EmbeddingLane, Work, sentence
-from runner.request import Completion, Line
+from runner.embedding_lane import EmbeddingLane
+from runner.engine_stats import EngineStats
+from runner.protocol import RunnerStats
+from runner.request import Completion
+from runner.work import Line, Work, sentence
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel
 
 LOG = logging.getLogger(__name__)
+
+BUSY_FRAGMENTATION = 0.5
+IDLE_FRAGMENTATION = 0.1
+MIN_WASTED_CELLS = 128
+"""Free cells in short holes from which on, and share of all free cells above which, a cache is defragmented."""
+
+COUNT_EVERY_S = 0.1
+"""How old the cache's counts in ``stats`` may be while the engine steps."""
 
 Deliveries = list[tuple[Callable[[Line], None], Line]]
 
@@ -30,9 +43,17 @@ class Engine:
     receives one line with ``done``, ``embeddings`` or ``error`` in the end, and nothing after it.
     """
 
-    def __init__(self, model: LoadedModel, deliver: Callable[[Deliveries], None]) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        deliver: Callable[[Deliveries], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._deliver = deliver
-        self._completions = CompletionLane(model, self._tell)
+        self._cache = model.cache
+        self._stats = EngineStats()
+        self._cache_stats, self._counted_at = model.cache.stats(), time.monotonic()
+        self._completions = CompletionLane(model, self._tell, self._stats, clock)
         self._embeddings = EmbeddingLane(model, self._tell)
         self._deliveries: Deliveries = []
         self._arrived: deque[Completion | EmbeddingJob] = deque()
@@ -77,10 +98,21 @@ class Engine:
                 self._completions.step()
             if self._embeddings:
                 self._embeddings.step()
+            self._tidy()
+            self._count()
         except Exception as error:  # the process loop's edge: a fault of the engine itself
             LOG.exception("error: the engine failed outside of a forward pass")
             self._end_all(sentence(error))
         self._send()
+
+    def stats(self) -> RunnerStats:
+        """Thread-safe: what has been counted so far."""
+        return self._stats.snapshot(
+            num_waiting=len(self._arrived) + self._completions.num_waiting,
+            num_active=self._completions.num_active + len(self._embeddings),
+            num_parallel=self._cache.num_parallel,
+            cache=self._cache_stats,
+        )
 
     @property
     def num_busy(self) -> int:
@@ -97,6 +129,18 @@ class Engine:
         self._take_arrivals()
         self._end_all(self._closed_because)
         self._send()
+
+    def _tidy(self) -> None:
+        """Brings the cells in use together where that is worth it: sooner when nobody waits for it."""
+        threshold = BUSY_FRAGMENTATION if self.num_busy else IDLE_FRAGMENTATION
+        if self._cache.num_wasted >= MIN_WASTED_CELLS and self._cache.fragmentation > threshold:
+            self._cache.defragment()
+
+    def _count(self) -> None:
+        """Looks at all cells from time to time, for those who ask from other threads."""
+        now = time.monotonic()
+        if not self.num_busy or now - self._counted_at >= COUNT_EVERY_S:
+            self._cache_stats, self._counted_at = self._cache.stats(), now
 
     def _wait(self) -> bool:
         """Sleep until there is work; False when the engine is to end."""

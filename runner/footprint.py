@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from runner.cache_types import cache_row_bytes
 from runner.ggml_types import BY_NAME, GGMLType, row_bytes
 from runner.gguf import GGUFFile, TensorInfo
 from runner.model.spec import ModelError, ModelSpec, read_spec
@@ -67,8 +68,6 @@ PANEL_UNITS: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 """Columns and bytes of the smallest piece of a 16-row panel (``csrc/cpu/quant_types.h``); float types have none."""
-
-CACHE_VALUE_BYTES = {"f16": 2, "f32": 4}
 
 _BLOCK_TENSOR = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)\Z")
 _BLOCK_NAMES = frozenset(
@@ -215,10 +214,19 @@ def cells_per_sequence(spec: ModelSpec, request: LoadRequest, layer: int) -> int
 
 
 def cache_bytes(spec: ModelSpec, request: LoadRequest, layer: int) -> tuple[int, int]:
-    """Bytes of one layer's keys and of its values."""
+    """Bytes of one layer's keys and of its values.
+
+    Raises:
+        ModelError: the model's heads cannot be stored in a type that the request asks for.
+    """
     cells = cells_per_sequence(spec, request, layer) * request.num_parallel
-    keys = CACHE_VALUE_BYTES[request.key_cache_type] * spec.num_kv_heads * spec.key_length
-    values = CACHE_VALUE_BYTES[request.value_cache_type] * spec.num_kv_heads * spec.value_length
+    if not cells:
+        return 0, 0
+    try:
+        keys = cache_row_bytes(request.key_cache_type, spec.num_kv_heads, spec.key_length)
+        values = cache_row_bytes(request.value_cache_type, spec.num_kv_heads, spec.value_length)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     return _aligned(cells * keys), _aligned(cells * values)
 
 
@@ -343,13 +351,16 @@ def footprint(gguf: GGUFFile, request: LoadRequest, devices: Sequence[DeviceName
     ``devices`` are those beside the CPU; each has an entry in the result, whether the layout uses it or not.
 
     Raises:
-        ModelError: the file is not a model that can run, or the layout is not one for this model and these devices.
+        ModelError: the file is not a model that can run, or the layout or the type of the KV cache is not one for this
+            model and these devices.
     """
     return footprint_of(outline(gguf), request, devices)
 
 
 def footprint_of(model: Outline, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
-    """``footprint`` of a file that was read before. Raises ModelError for a layout that cannot be."""
+    """``footprint`` of a file that was read before.
+
+    Raises ModelError for a layout that cannot be, and for a KV cache type that the model's heads do not allow."""
     spec = model.spec
     chosen = places(spec, request.layout)
     unknown = {device.id for device in chosen} - {device.id for device in (CPU, *devices)}

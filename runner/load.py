@@ -80,7 +80,7 @@ class Loader:
 
         Raises:
             OperationOrderError: commit before alloc, or anything but close once the weights are being read.
-            ModelError: the layout is not one for this model and these devices.
+            ModelError: the layout, or the type of the KV cache, is not one for this model and these devices.
         """
         with self._lock:
             if self._reader is not None and request.operation != Operation.CLOSE:
@@ -104,7 +104,7 @@ class Loader:
         if not self._is_allocated_for(request):
             self._release()
             try:
-                self._allocation = allocate(self.gguf, self.spec, request, self._devices)
+                self._allocation = allocate(self.gguf, self.spec, request, self._devices, self._kernels)
             except OutOfMemoryError as error:
                 return LoadResponse(success=False, memory=memory, message=str(error))
         return LoadResponse(success=True, memory=memory)
@@ -179,9 +179,14 @@ class Loader:
     def _cache(self, allocation: Allocation) -> KVCache:
         spec, request = self.spec, allocation.request
         sliding = [i for i in range(spec.num_layers) if spec.window(i)]
-        window_cells = cells_per_sequence(spec, request, sliding[0]) if sliding else 0
         return KVCache(
-            allocation.cache, num_ctx=request.num_ctx, num_parallel=request.num_parallel, window_cells=window_cells
+            allocation.cache,
+            num_ctx=request.num_ctx,
+            num_parallel=request.num_parallel,
+            window=spec.window(sliding[0]) if sliding else 0,
+            window_cells=cells_per_sequence(spec, request, sliding[0]) if sliding else 0,
+            sliding=[bool(spec.window(i)) for i in range(spec.num_layers)],
+            can_shift=spec.can_shift,
         )
 
 

@@ -79,7 +79,7 @@ class Memory(Message):
         return sum(g.total_bytes for g in self.gpus)
 
 
-CacheType = Literal["f16", "f32"]
+CacheType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
 """How keys and values of past tokens are stored."""
 
 

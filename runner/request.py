@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from runner.output import Output, Released
 from runner.protocol import CompletionRequest, SamplingOptions
 from runner.random import fresh_seed, uniform
 from runner.sampling import Floats, LogProbabilities, RecentTokens, Selection, has_penalties, log_probabilities, sample
+from runner.sequence import Int32Array
+from runner.work import Line
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel
     from runner.sequence import Sequence as CacheSequence
     from runner.tokenizer import Tokenizer
 
-Line = dict[str, Any]
-"""One line of an answer, as ``runner.protocol`` describes them."""
+MAX_CONTEXTS = 10
+"""An answer without a limit of its own ends after so many contexts, as Ollama's does: a model may never stop."""
 
 MAX_STOP_CHARACTERS = 1 << 16
 
@@ -43,12 +47,16 @@ class Completion:
         _check(request, model)
         num_ctx = model.request.num_ctx
         tokens = _tokens(request.prompt, model)
-        self.prompt = fit_prompt(tokens, num_ctx, options, truncate=request.truncate)
+        fitted = fit_prompt(tokens, num_ctx, options, truncate=request.truncate)
+        self.prompt: Int32Array = np.array(fitted, np.int32)
         self.receive = receive
         self.is_cancelled = False
+        self.is_cached = request.cache_prompt  # may take cached prefixes, and become one
         self.sequence: CacheSequence | None = None
-        self.num_evaluated = 0  # prompt tokens that went through the model
+        self.num_evaluated = 0  # prompt tokens whose keys and values are in the cache
         self.num_generated = 0
+        self._num_cached = 0  # of them those that were there before
+        self._num_ctx = num_ctx
         self._num_dropped = len(tokens) - len(self.prompt)
         self._request = request
         self._options = options
@@ -60,10 +68,12 @@ class Completion:
         self._forbidden = sorted(self._end_ids) if options.ignore_eos else ()
         self._output = Output(model.tokenizer.detokenizer(), options.stop)
         window = num_ctx if options.repeat_last_n < 0 else options.repeat_last_n
-        self._recent = RecentTokens(window, self.prompt[-window:]) if has_penalties(options) else None
+        self._recent = RecentTokens(window, self.prompt[-window:].tolist()) if has_penalties(options) else None
         room = num_ctx - len(self.prompt) + 1  # the last token needs no cell
-        self._max_generated = min(options.num_predict, room) if options.num_predict > 0 else room
+        limit = MAX_CONTEXTS * num_ctx if request.shift and model.spec.can_shift else room
+        self._max_generated = min(options.num_predict, limit) if options.num_predict > 0 else limit
         self._last_token = -1
+        self._arrived_ns = self._last_token_ns = time.monotonic_ns()
         self._started_ns = self._prompt_done_ns = 0
 
     @property
@@ -75,10 +85,19 @@ class Completion:
         """Whether the prompt is evaluated."""
         return self.num_evaluated == len(self.prompt)
 
-    def next_tokens(self, count: int) -> Sequence[int]:
+    @property
+    def opened(self) -> CacheSequence:
+        assert self.sequence is not None, "it was admitted"
+        return self.sequence
+
+    def begin(self) -> None:
+        """It has got its ``sequence``, perhaps with the beginning of its prompt in it."""
+        self.num_evaluated = self._num_cached = self.opened.num_past
+
+    def next_tokens(self, count: int) -> Int32Array:
         """What goes through the model next: the last token, or ``count`` tokens of the prompt."""
         if self.is_generating:
-            return (self._last_token,)
+            return np.array([self._last_token], np.int32)
         return self.prompt[self.num_evaluated : self.num_evaluated + count]
 
     def start(self) -> None:
@@ -87,10 +106,22 @@ class Completion:
 
     def advance(self, num_tokens: int) -> None:
         """A forward pass over ``num_tokens`` of its tokens has succeeded."""
-        assert self.sequence is not None
-        self.sequence.num_past += num_tokens
         if not self.is_generating:
             self.num_evaluated += num_tokens
+
+    def shift(self) -> tuple[int, int]:
+        """How many tokens stay at the beginning of a full context, and how many after them make room."""
+        keep = kept(self._options, self._num_ctx, len(self.prompt))
+        return keep, max((self._num_ctx - keep) // 2, 1)
+
+    def waited_s(self) -> float:
+        """Since its arrival."""
+        return (time.monotonic_ns() - self._arrived_ns) / 1e9
+
+    def since_last_token_s(self) -> float:
+        """Time since the call before this one; the first time since its arrival."""
+        before, self._last_token_ns = self._last_token_ns, time.monotonic_ns()
+        return (self._last_token_ns - before) / 1e9
 
     def draw(self, logits: Floats, kernels: Selection) -> list[Line]:
         """Choose the next token from a row of logits; return the lines that it makes certain, the final one included.
@@ -115,6 +146,10 @@ class Completion:
             lines += self._finish("length")
         return lines
 
+    def end_of_context(self) -> list[Line]:
+        """The rest of the answer when its context is full and cannot be shifted."""
+        return self._finish("length")
+
     def _finish(self, reason: str) -> list[Line]:
         """The rest of the text and the final line. A stop string that completes with the last token is a stop."""
         now = time.monotonic_ns()
@@ -124,13 +159,13 @@ class Completion:
             "done": True,
             "done_reason": reason if stopped_by is None else "stop",
             "prompt_eval_count": len(self.prompt),
-            "prompt_eval_cached": 0,
+            "prompt_eval_cached": self._num_cached,
             "prompt_eval_duration": self._prompt_done_ns - self._started_ns,
             "eval_count": self.num_generated,
             "eval_duration": now - self._prompt_done_ns,
         }
         if self._request.return_prompt_tokens:
-            final["prompt_tokens"] = list(self.prompt)
+            final["prompt_tokens"] = self.prompt.tolist()
         if stopped_by is not None:
             final["stopped_by"] = stopped_by
         if self._num_dropped:
@@ -150,8 +185,8 @@ class Completion:
 def fit_prompt(tokens: Sequence[int], num_ctx: int, options: SamplingOptions, *, truncate: bool) -> Sequence[int]:
     """The prompt as it is evaluated: one of more than ``num_ctx`` tokens loses tokens after its first ``num_keep``.
 
-    It loses so many that the answer has room: ``num_predict`` tokens, but at most half of what ``num_keep`` leaves,
-    because the context is not shifted while generating. Raises RequestError if it is too long and may not be cut.
+    It loses so many that the answer has room: ``num_predict`` tokens, but at most half of what ``num_keep`` leaves.
+    Raises RequestError if it is too long and may not be cut.
     """
     if len(tokens) <= num_ctx:
         return tokens
@@ -159,11 +194,16 @@ def fit_prompt(tokens: Sequence[int], num_ctx: int, options: SamplingOptions, *,
         raise RequestError(
             f"the input length exceeds the context length: the prompt has {len(tokens)} tokens, the context {num_ctx}"
         )
-    keep = num_ctx - 1 if options.num_keep < 0 else min(options.num_keep, num_ctx - 1)
+    keep = kept(options, num_ctx, len(tokens))
     half = max((num_ctx - keep) // 2, 1)
     room = min(options.num_predict, half) if options.num_predict > 0 else half
     tail = num_ctx - keep - room
     return [*tokens[:keep], *tokens[len(tokens) - tail :]]
+
+
+def kept(options: SamplingOptions, num_ctx: int, num_prompt: int) -> int:
+    """Tokens at the beginning that are never dropped: ``num_keep``, or all of the prompt; one may always go."""
+    return min(num_prompt if options.num_keep < 0 else options.num_keep, num_ctx - 1)
 
 
 def check_ids(ids: Sequence[int], num_vocab: int) -> None:

@@ -14,24 +14,36 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from runner.cells import Table
+
 Int32Array = npt.NDArray[np.int32]
 Output = Literal["none", "last", "all"]
 
 NO_CELLS: Int32Array = np.empty(0, np.int32)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One request's place in the KV cache.
 
     ``cells[p]`` is the cell of position p in layers that see everything, ``sliding_cells[p]`` in layers that see a
-    window (cells recur there). Both have room for every position the sequence may reach; ``num_past`` positions are
-    filled. A bidirectional model has no cache: its sequences have no cells.
+    window (there, positions that no later token sees have none). Both have room for every position the sequence may
+    reach; ``num_past`` positions are filled, with what ``tokens`` says. A bidirectional model has no cache: its
+    sequences have no cells.
     """
 
     cells: Int32Array = field(default_factory=lambda: NO_CELLS)
     sliding_cells: Int32Array = field(default_factory=lambda: NO_CELLS)
     num_past: int = 0
+    tokens: Int32Array = field(default_factory=lambda: NO_CELLS)
+    num_reused: int = 0  # positions that were filled when the sequence was opened
+    tables: tuple[Table, ...] = ()  # of cells and of sliding_cells, where there are any
+    is_reusable: bool = True  # what is stored is what its tokens give, so another sequence may go on from it
+
+    @property
+    def stored(self) -> Int32Array:
+        """Token ids of the filled positions; a view. Shape (num_past,)."""
+        return self.tokens[: self.num_past]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.protocol import LoadRequest, LoadResponse, Memory
 from scheduler.clock import Clock
 from scheduler.errors import LoadTimeoutError
+from scheduler.layout import num_placed
 from scheduler.load import Loaded, Situation, is_launched, is_ready, load_model, wait_until
 from scheduler.spawn import Started
+
+LOG = logging.getLogger("scheduler.load")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,12 @@ async def _bring_up(
     async def post(request: LoadRequest) -> LoadResponse:
         try:
             async with asyncio.timeout(stall_timeout_s if stall_timeout_s > 0 else None):
-                return await client.load(request)
+                response = await client.load(request)
         except TimeoutError:
             raise LoadTimeoutError(0.0, last_words()) from None
+        if not response.success:  # told here and not by the loop: plans rehearse that as well
+            LOG.info("%d layers on GPUs did not fit: %s", num_placed(request.layout), response.message)
+        return response
 
     begin = clock.monotonic()
     await wait_until(is_launched, client.health, clock, stall_timeout_s, last_words)

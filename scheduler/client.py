@@ -25,6 +25,7 @@ from runner.protocol import (
     LoadRequest,
     LoadResponse,
     RunnerInfo,
+    RunnerStats,
     TokenizeRequest,
     TokenizeResponse,
 )
@@ -88,6 +89,10 @@ class RunnerClient:
         """Closes idle connections. Streams that are open stay open."""
         await self._http.aclose()
 
+    @property
+    def is_closed(self) -> bool:
+        return self._http.is_closed
+
     # ---- work ----------------------------------------------------------------------------------
 
     async def completion(self, request: CompletionRequest) -> CompletionStream:
@@ -125,6 +130,10 @@ class RunnerClient:
 
     async def info(self) -> RunnerInfo:
         return _read(RunnerInfo, await self._ask("GET", "/info"))
+
+    async def stats(self) -> RunnerStats:
+        """May take as long as it likes: whoever asks sets the limit."""
+        return _read(RunnerStats, await self._ask("GET", "/stats"))
 
     # --------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What a model will take, from its GGUF header alone, before any process is started for it.
 
-The numbers come from ``runner.footprint``, the very functions that the runner allocates by. Headers are read once
-for each state of a file; of a file that was seen and has not changed, every question costs one ``stat`` and arithmetic.
+The numbers come from ``runner.footprint``, the very functions that the runner allocates by. Headers are read once for
+each state of a model's files; while none of them has changed, every question costs a ``stat`` of each and arithmetic.
 """
 
 from __future__ import annotations
@@ -32,18 +32,32 @@ class Estimates(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What was learnt from one state of one file: of a model that no runner takes, why not."""
+class _Stamp:
+    """One state of one file."""
 
+    path: Path
+    mtime_ns: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was learnt from one state of a model's files: of a model that no runner takes, why not."""
+
+    stamps: tuple[_Stamp, ...]  # of every file of a split set
     header: ModelHeader
     outline: Outline | str
+
+    @property
+    def is_current(self) -> bool:
+        return all(_stamp_or_none(stamp.path) == stamp for stamp in self.stamps)
 
 
 class Estimator:
     """Reads headers and remembers. Blocking (a large vocabulary takes some 20 ms): call it on a thread. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, int, int], _Known] = OrderedDict()
+        self._known: OrderedDict[Path, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
     def header(self, path: Path) -> ModelHeader:
@@ -64,15 +78,13 @@ class Estimator:
             raise _refusal(error) from error
 
     def _look(self, path: Path) -> _Known:
-        key = _key(path)
         with self._lock:
-            known = self._known.get(key)
-            if known is None:
-                with _open(path) as gguf:
-                    known = self._known[key] = _Known(_header(gguf), _outline(gguf))
+            known = self._known.get(path)
+            if known is None or not known.is_current:
+                known = self._known[path] = _read(path)
                 if len(self._known) > _MAX_FILES:
                     self._known.popitem(last=False)
-            self._known.move_to_end(key)
+            self._known.move_to_end(path)
             return known
 
 
@@ -81,12 +93,26 @@ def device_names(gpus: Sequence[GPU]) -> tuple[DeviceName, ...]:
     return tuple(DeviceName(gpu.id, gpu.library) for gpu in gpus)
 
 
-def _key(path: Path) -> tuple[str, int, int]:
+def _read(path: Path) -> _Known:
+    stamp = _stamp(path)  # before it is read: a file that is replaced meanwhile will not be taken for the one known
+    with _open(path) as gguf:
+        others = (_stamp(shard) for shard in gguf.shards if shard != path)
+        return _Known((stamp, *others), _header(gguf), _outline(gguf))
+
+
+def _stamp(path: Path) -> _Stamp:
     try:
         stat = path.stat()
     except OSError as error:
         raise ModelFileError(f"unable to load model: {error.strerror}: {path}") from error
-    return str(path), stat.st_mtime_ns, stat.st_size
+    return _Stamp(path, stat.st_mtime_ns, stat.st_size)
+
+
+def _stamp_or_none(path: Path) -> _Stamp | None:
+    try:
+        return _stamp(path)
+    except ModelFileError:
+        return None
 
 
 def _open(path: Path) -> GGUFFile:

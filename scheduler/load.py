@@ -141,7 +141,7 @@ def _next_backoff(rules: LayoutRules, attempt: Attempt) -> float:
     if attempt.backoff >= MAX_BACKOFF:
         raise LayoutNotAllocatedError(-1, reason)
     backoff = round(attempt.backoff + BACKOFF_STEP, 3)
-    LOG.info("the layout did not fit: leaving %.0f %% of free memory alone (%s)", backoff * 100, reason)
+    LOG.debug("the layout did not fit: leaving %.0f %% of free memory alone (%s)", backoff * 100, reason)
     return backoff
 
 

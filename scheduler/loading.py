@@ -24,7 +24,7 @@ from scheduler.eviction import Candidate, Rank, freed
 from scheduler.freed_memory import freed_memory_appears
 from scheduler.options import LoadOptions
 from scheduler.placement import Around, MakeRoom, Place, Wait, check_on_gpu, decide
-from scheduler.plan import Case
+from scheduler.rehearsal import Case
 from scheduler.reservations import Claim, bytes_of, less_promised, total
 from scheduler.resident import Resident, State
 from scheduler.settings import SchedulerSettings
@@ -108,15 +108,19 @@ class Loads:
                     # Under the lock, so that loads are decided on in the order of their requests.
                     resident.header = await asyncio.to_thread(self._workshop.estimates.header, resident.model.path)
                     case = await self._case(resident, resident.options)
-                    around = self._around(resident, case.machine, failed)
+                    others = self._others(resident)
+                    around = self._around(resident, others, case.machine, failed)
                     decision = await asyncio.to_thread(decide, self._workshop.estimates, case, around)
                 except SchedulerError:
                     self._begin(resident)
                     raise
+                # Much may have happened during the decision.
+                if isinstance(decision, MakeRoom) and not self._are_as_they_were(decision.victims, others):
+                    continue
                 if isinstance(decision, Wait):
                     self._release(resident)
                 else:
-                    _check_wanted(resident)  # they may have left during the decision
+                    _check_wanted(resident)
                     self._begin(resident)
                     self._claims[resident.model.path] = decision.claim
             if isinstance(decision, Place):
@@ -133,11 +137,13 @@ class Loads:
         held = total(bytes_of(r.memory) for r in self._others(resident) if r.memory is not None)
         return Case(resident.model.path, options, self._workshop.settings, less_promised(machine, held))
 
-    def _around(self, resident: Resident, machine: Machine, failed: frozenset[Layout]) -> Around:
+    def _around(
+        self, resident: Resident, others: list[Resident], machine: Machine, failed: frozenset[Layout]
+    ) -> Around:
         own = resident.model.path
         return Around(
             claims=tuple(claim for path, claim in self._claims.items() if path != own),
-            candidates=tuple(map(self._candidate, self._others(resident))),
+            candidates=tuple(map(self._candidate, others)),
             max_loaded=self._workshop.settings.max_loaded_models or AUTO_MODELS_PER_GPU * max(1, len(machine.gpus)),
             failed=failed,
         )
@@ -155,6 +161,15 @@ class Loads:
         held = bytes_of(resident.memory) if resident.memory else {}
         return Candidate(resident.model.path, _rank(resident), max(0.0, idle_s), sum(resident.phases.values()), held)
 
+    def _are_as_they_were(self, victims: tuple[Candidate, ...], others: list[Resident]) -> bool:
+        """Whether nobody has begun to use one of them, and none is gone; one may be loading again, even.
+
+        To wait for the end of one that loads would be to wait for oneself: its load waits for this one.
+        """
+        then = {other.model.path: other for other in others}
+        now = self._residents
+        return all(now.get(v.path) is then[v.path] and _rank(then[v.path]) <= v.rank for v in victims)
+
     def _begin(self, resident: Resident) -> None:
         if resident.state is State.WAITING:
             resident.state = State.LOADING
@@ -169,8 +184,8 @@ class Loads:
     # ---- making room ---------------------------------------------------------------------------
 
     async def _make_room(self, victims: tuple[Candidate, ...], reason: Eviction, before: Machine) -> None:
-        """Returns when the victims are gone and what they held is free."""
-        leaving = [self._residents[victim.path] for victim in victims if victim.path in self._residents]
+        """Returns when the victims, who are there at the moment of the call, are gone and what they held is free."""
+        leaving = [self._residents[victim.path] for victim in victims]
         for resident in leaving:
             if resident.state is State.READY:
                 self._evict(resident, reason)
@@ -181,10 +196,10 @@ class Loads:
 
     async def _evict_idle(self, resident: Resident) -> bool:
         """False: there is nobody to unload."""
-        idle = tuple(c for c in map(self._candidate, self._others(resident)) if c.rank <= Rank.IDLE)
         await self._stop(resident)
-        if idle:
-            await self._make_room(idle, Eviction.MEMORY, await asyncio.to_thread(self._workshop.machine))
+        machine = await asyncio.to_thread(self._workshop.machine)
+        idle = tuple(c for c in map(self._candidate, self._others(resident)) if c.rank <= Rank.IDLE)
+        await self._make_room(idle, Eviction.MEMORY, machine)
         return bool(idle)
 
     # ---- bringing up ---------------------------------------------------------------------------

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from runner.footprint import CACHE_VALUE_BYTES
-from runner.protocol import LoadRequest, Operation
+from runner.protocol import CacheType, LoadRequest, Operation
 from scheduler.errors import SettingsError
 from scheduler.settings import SchedulerSettings
 
@@ -15,7 +14,7 @@ MIN_NUM_CTX = 4
 MAX_NUM_PARALLEL = 1024
 MAX_AUTO_PARALLEL = 4
 DEFAULT_NUM_BATCH = 512
-CACHE_TYPES = tuple(CACHE_VALUE_BYTES)
+CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -73,7 +72,7 @@ def resolve(options: LoadOptions, header: ModelHeader, settings: SchedulerSettin
         num_parallel=options.num_parallel or settings.num_parallel or 1,
         num_batch=min(options.num_batch or DEFAULT_NUM_BATCH, num_ctx),
         num_thread=options.num_thread or 0,
-        kv_cache_type=options.kv_cache_type or "f16",  # type: ignore[arg-type]  # _check has looked
+        kv_cache_type=options.kv_cache_type or settings.kv_cache_type,  # type: ignore[arg-type]  # _check has looked
         use_mmap=options.use_mmap is not False,
     )
 
@@ -156,8 +155,6 @@ def _check_cache_type(asked: str | tuple[str, str] | None) -> None:
     unknown = [each for each in types if each not in CACHE_TYPES]
     if unknown:
         raise SettingsError(f"kv_cache_type must be one of {', '.join(CACHE_TYPES)}, found {unknown[0]!r}")
-    if len(set(types)) > 1:
-        raise SettingsError(f"kv_cache_type must be the same for keys and values, found {types[0]} and {types[1]}")
 
 
 def _check(options: LoadOptions) -> None:

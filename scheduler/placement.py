@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 from runner.footprint import CPU
 from runner.protocol import Layout, Memory
-from scheduler.errors import LayoutError, LayoutNotAllocatedError, NotOnGPUError, RequireFullError
+from scheduler.errors import LayoutError, LayoutNotAllocatedError
 from scheduler.estimate import Estimates, device_names
 from scheduler.events import Eviction
 from scheduler.eviction import Candidate, Rank, cheapest, choose, freed
 from scheduler.layout import LayoutRules, num_placed
 from scheduler.load import Loaded, Situation
 from scheduler.options import must_be_on_gpu
-from scheduler.plan import Case, rehearse, request_for
+from scheduler.plan import request_for
+from scheduler.rehearsal import Case, rehearse_as_asked
 from scheduler.reservations import Bytes, Claim, bytes_of, device_name, names_of, only, with_freed, without_claims
-from scheduler.sizes import human_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +148,8 @@ def _place(estimates: Estimates, case: Case, *, is_strict: bool, is_wide: bool) 
     (unless ``is_wide``), and the load must stay on them: if it cannot, there may be a better place.
     """
     request = request_for(estimates, case)
-    on_gpu = must_be_on_gpu(case.options, case.settings)
-    rules = replace(case.rules, require_full=is_strict or on_gpu)
-    loaded = _rehearse_on_gpu(estimates, case, rules) if on_gpu else rehearse(estimates, case, request, rules)
+    rules = replace(case.rules, require_full=is_strict or must_be_on_gpu(case.options, case.settings))
+    loaded = rehearse_as_asked(estimates, case, request, rules)
     machine = case.machine
     if not is_wide and _is_complete(loaded, rules):
         machine = only(machine, names_of(loaded.layout))
@@ -167,25 +166,3 @@ def _all_of(case: Case, system_bytes: int) -> Claim:
 def _is_complete(loaded: Loaded, rules: LayoutRules) -> bool:
     num_layers = len(loaded.memory.cpu.weights)
     return num_placed(loaded.layout) >= (num_layers if rules.num_gpu < 0 else min(num_layers, rules.num_gpu))
-
-
-def _rehearse_on_gpu(estimates: Estimates, case: Case, rules: LayoutRules) -> Loaded:
-    """Raises NotOnGPUError in place of an error that does not say what stays on the CPU."""
-    if not case.machine.gpus:
-        raise NotOnGPUError("there is no GPU that can be used")
-    request = request_for(estimates, case)
-    try:
-        return rehearse(estimates, case, request, rules)
-    except RequireFullError as error:
-        partial = rehearse(estimates, case, request, replace(rules, require_full=False))
-        raise NotOnGPUError(_what_stays(case, partial)) from error
-
-
-def _what_stays(case: Case, loaded: Loaded) -> str:
-    memory = loaded.memory
-    stays = sum(memory.cpu.weights) + sum(memory.cpu.cache)
-    free = ", ".join(f"{human_bytes(gpu.free_bytes)} on {gpu.id}" for gpu in case.machine.gpus)
-    return (
-        f"{num_placed(loaded.layout)} of {len(memory.cpu.weights)} layers fit, {human_bytes(stays)} of layers would "
-        f"stay on the CPU; free: {free}"
-    )

@@ -1,34 +1,28 @@
-"""See it before you load it: the load loop, run against the estimate instead of a runner.
+"""See it before you load it: where the layers would go, and the largest context that would fit.
 
-It is the same loop that loads (``scheduler.load``), so a plan is what will happen. Blocking, though only for
+Made by rehearsals of the load (``scheduler.rehearsal``), so a plan is what will happen. Blocking, though only for
 milliseconds: call on a thread, without a running event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from runner.protocol import Layout, LoadRequest, LoadResponse, Memory, Operation
+from runner.protocol import Layout, LoadRequest, Memory
 from scheduler.devices import Machine
 from scheduler.errors import LayoutError, LayoutNotAllocatedError
-from scheduler.estimate import Estimates, device_names
-from scheduler.gpu import GPU
-from scheduler.layout import LayoutRules, num_placed
-from scheduler.load import Loaded, Situation, load_model
+from scheduler.estimate import Estimates
+from scheduler.layout import num_placed
 from scheduler.options import (
     AUTO,
     MAX_AUTO_PARALLEL,
     MIN_NUM_CTX,
-    LoadOptions,
     ModelHeader,
     is_parallel_auto,
     resolve,
 )
-from scheduler.settings import SchedulerSettings
+from scheduler.rehearsal import Case, rehearse, rehearse_as_asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +45,16 @@ class Plan:
         return num_placed(self.layout) == len(self.memory.cpu.weights) or not self.machine.gpus
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """The question: which file, asked for how, on what."""
-
-    path: Path
-    options: LoadOptions
-    settings: SchedulerSettings
-    machine: Machine
-
-    @property
-    def rules(self) -> LayoutRules:
-        return LayoutRules(num_gpu=-1 if self.options.num_gpu is None else self.options.num_gpu)
-
-    @property
-    def main_gpu(self) -> GPU | None:
-        """The GPU to try first, if the options name one and it is there."""
-        number, gpus = self.options.main_gpu, self.machine.gpus
-        return gpus[number] if number is not None and number < len(gpus) > 1 else None
-
-
 def make_plan(estimates: Estimates, case: Case) -> Plan:
     """The plan for ``case``.
 
-    Raises what loading would: SettingsError for the options, ModelFileError for the file, LayoutError where it cannot
-    be placed.
+    Raises what loading would: SettingsError for the options, ModelFileError for the file, LayoutError or
+    LayoutNotAllocatedError where it cannot be placed, NotOnGPUError where layers on the CPU are an error.
     """
     header = estimates.header(case.path)
     max_num_ctx = largest_num_ctx(estimates, case)
     request = _resolve(estimates, case, header, max_num_ctx)
-    loaded = rehearse(estimates, case, request, case.rules)
+    loaded = rehearse_as_asked(estimates, case, request, case.rules)
     request = request.model_copy(update={"layout": loaded.layout})
     return Plan(request, loaded.memory, case.machine, header.context_length, max_num_ctx)
 
@@ -156,39 +130,3 @@ def _largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
         else:
             high = middle
     return low
-
-
-def rehearse(estimates: Estimates, case: Case, request: LoadRequest, rules: LayoutRules) -> Loaded:
-    """The load loop, with the estimate in the place of a runner. Raises what the loop raises.
-
-    ``main_gpu`` is tried alone first, and has the model if that fits there wholly.
-    """
-    main = case.main_gpu
-    if main is not None:
-        alone = replace(case, machine=replace(case.machine, gpus=(main,)))
-        with contextlib.suppress(LayoutError, LayoutNotAllocatedError):
-            return _rehearse(estimates, alone, request, replace(rules, require_full=True))
-    return _rehearse(estimates, case, request, rules)
-
-
-def _rehearse(estimates: Estimates, case: Case, request: LoadRequest, rules: LayoutRules) -> Loaded:
-    names = device_names(case.machine.gpus)
-    free = {(gpu.id, gpu.library): gpu.free_bytes for gpu in case.machine.gpus}
-    answers: dict[Layout, Memory] = {}
-
-    def measure(request: LoadRequest) -> Memory:
-        if request.layout not in answers:
-            answers[request.layout] = estimates.memory(case.path, request, names)
-        return answers[request.layout]
-
-    async def post(request: LoadRequest) -> LoadResponse:
-        memory = measure(request)
-        short = [gpu for gpu in memory.gpus if gpu.total_bytes > free[gpu.id, gpu.library]]
-        if request.operation != Operation.ALLOC or not short:
-            return LoadResponse(success=True, memory=memory)
-        gpu = short[0]
-        message = f"out of memory on {gpu.id}: {gpu.total_bytes} bytes asked, {free[gpu.id, gpu.library]} bytes free"
-        return LoadResponse(success=False, memory=memory, message=message)
-
-    situation = Situation(request, case.machine, rules)
-    return asyncio.run(load_model(post, situation, measure(request)))

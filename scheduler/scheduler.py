@@ -20,10 +20,13 @@ from scheduler.clock import Clock, SystemClock
 from scheduler.crashes import Crashes
 from scheduler.devices import Devices, Machine
 from scheduler.errors import (
+    LayoutError,
+    LayoutNotAllocatedError,
     QueueFullError,
     RunnerExitedError,
     RunnerUnreachableError,
     SchedulerError,
+    SettingsError,
     ShuttingDownError,
 )
 from scheduler.estimate import Estimates, Estimator
@@ -31,7 +34,8 @@ from scheduler.events import Eviction, NoObserver, Observer, Unload
 from scheduler.keep_alive import FOREVER_S
 from scheduler.loading import AbandonedError, Loads, Workshop
 from scheduler.options import LoadOptions, ModelFile, merge, must_be_on_gpu, needs_reload, resolve
-from scheduler.plan import Case, Plan, make_plan
+from scheduler.plan import Plan, make_plan
+from scheduler.rehearsal import Case
 from scheduler.resident import ModelState, Resident, RunningModel, State
 from scheduler.settings import SchedulerSettings
 from scheduler.spawn import Spawn, spawn_runner
@@ -42,6 +46,7 @@ LOG = logging.getLogger("scheduler")
 
 _LOAD = "load "  # how the names of load tasks begin
 _NO_OPTIONS = LoadOptions()
+_REFUSALS = (LayoutError, LayoutNotAllocatedError, SettingsError)  # that other options may not meet
 
 
 class Scheduler:
@@ -180,8 +185,8 @@ class Scheduler:
         self._num_waiting += change
         self._observer.queued(self._num_waiting)
 
-    async def _enter_slowly(self, model: ModelFile, options: LoadOptions) -> Resident:
-        keep_alive_s = self._settings.keep_alive_s
+    async def _enter_slowly(self, model: ModelFile, asked: LoadOptions) -> Resident:
+        options, keep_alive_s = asked, self._settings.keep_alive_s
         while True:
             if self._is_closed:
                 raise ShuttingDownError
@@ -192,25 +197,34 @@ class Scheduler:
             elif resident.is_on_its_way_out:
                 await resident.gone.wait()
                 continue
-            if await self._try_enter(resident, options):
-                return resident
+            try:
+                if await self._try_enter(resident, asked, options):
+                    return resident
+            except _REFUSALS:
+                if options == asked or resident.options == asked:
+                    raise
+                options = asked  # what others have asked for cannot be had; this request does without it
+                continue
             if resident.memory is not None:  # it had loaded: whoever comes next serves those who came before as well
-                options, keep_alive_s = merge(resident.options, options), resident.keep_alive_s
+                options, keep_alive_s = merge(resident.options, asked), resident.keep_alive_s
 
-    async def _try_enter(self, resident: Resident, options: LoadOptions) -> bool:
-        """False: it is not what these options need, or it went away; look again. Raises what its load raised."""
+    async def _try_enter(self, resident: Resident, asked: LoadOptions, options: LoadOptions) -> bool:
+        """False: it is not what ``asked`` needs, or it went away; look again. Raises what its load raised.
+
+        ``options``: those of a load that this request has begun, or would begin.
+        """
         resident.enter()
         is_right = False
         try:
             await asyncio.shield(resident.ready)
-            is_right = resident.is_usable and not self._must_reload(resident, options)
+            is_right = resident.is_usable and not self._must_reload(resident, asked)
         except SchedulerError:
-            if resident.options == options or self._is_closed:
+            if resident.options in (asked, options) or self._is_closed:
                 raise
             # It failed with the options of another request; these may do better.
         else:
-            if not is_right and resident.is_usable and must_be_on_gpu(options, self._settings):
-                await self._loads.check_on_gpu(resident, options)  # nobody loses it for a load that is bound to fail
+            if not is_right and resident.is_usable and must_be_on_gpu(asked, self._settings):
+                await self._loads.check_on_gpu(resident, asked)  # nobody loses it for a load that is bound to fail
         finally:
             if not is_right:
                 self._leave(resident)

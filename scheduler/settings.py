@@ -16,6 +16,7 @@ class SchedulerSettings:
     max_loaded_models: int = 0  # 0: automatic, 3 for each GPU and at least 3
     max_queue: int = 512  # requests that wait for a model to load
     context_length: int = 0  # tokens per sequence when a request does not say; 0: 4096
+    kv_cache_type: str | tuple[str, str] = "f16"  # where a request does not say: of both, or of keys and of values
     fail_if_not_gpu: bool = False  # an error where layers would stay on the CPU
     kernels: str | None = None  # "fast" or "reference"; None: the runner's default
     cpu_isa: str | None = None  # instruction set of the CPU kernels; None: the best one

@@ -62,6 +62,7 @@ def scheduler_settings(settings: Settings) -> SchedulerSettings:
         max_loaded_models=settings.max_loaded_models,
         max_queue=settings.max_queue,
         context_length=settings.context_length,
+        kv_cache_type=settings.kv_cache_type,
         kernels=settings.kernels,
         cpu_isa=None if settings.cpu_isa == "auto" else settings.cpu_isa,
         devices=settings.devices,

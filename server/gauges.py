@@ -6,20 +6,23 @@
     shale_device_bytes{device,library,kind}           the same, all models together; and free, as the system says
 
 Input weights count as weights on the CPU. A device without models holds 0, which is not the same as no device.
+What the models' engines tell (``server.engine_metrics``) comes last.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from runner.protocol import RunnerStats
 from scheduler.devices import Machine
 from scheduler.report import device_rows
 from scheduler.scheduler import ModelState, RunningModel
+from server.engine_metrics import engine_metrics
 
 STATES = ("loading", "ready", "stopping")
 KINDS = ("weights", "cache", "graph")
@@ -34,11 +37,13 @@ class Scrape:
     registry: CollectorRegistry
     models: Sequence[ModelState]
     machine: Machine
+    stats: Mapping[str, RunnerStats] = field(default_factory=dict)  # of models whose runner answered
 
     def collect(self) -> Iterator[Metric]:
         yield from self.registry.collect()
         yield from _models(self.models)
         yield from _bytes(self.models, self.machine)
+        yield from engine_metrics(self.stats)
 
 
 def _models(models: Sequence[ModelState]) -> Iterator[Metric]:

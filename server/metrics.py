@@ -13,8 +13,10 @@
     shale_request_seconds{route}             until the last byte of the answer
     shale_requests_in_progress
     shale_prompt_tokens_total{model}, shale_generated_tokens_total{model}
+    shale_unanswered_scrapes_total{model}    scrapes that lack the model's engine: its runner did not answer in time
 
-What is true at the moment of asking (``shale_models_loaded``, ``shale_device_bytes`` …) is in ``server.gauges``.
+What is true at the moment of asking (``shale_models_loaded``, ``shale_device_bytes`` …) is in ``server.gauges``, what
+the engines of loaded models count in ``server.engine_metrics``.
 Every label has a bounded set of values: routes are templates, models are those of the catalog.
 """
 
@@ -93,6 +95,9 @@ class Metrics:
             "shale_prompt_tokens", "Tokens of prompts and inputs", ["model"], registry=registry
         )
         self._generated_tokens = Counter("shale_generated_tokens", "Tokens of answers", ["model"], registry=registry)
+        self._unanswered = Counter(
+            "shale_unanswered_scrapes", "Scrapes that a runner did not answer in time", ["model"], registry=registry
+        )
         self._children: dict[tuple[str, str, int], Counter] = {}
         self._begin_at_zero()
 
@@ -125,6 +130,10 @@ class Metrics:
         """One completion or one batch of embeddings is done."""
         self._prompt_tokens.labels(model).inc(num_prompt)
         self._generated_tokens.labels(model).inc(num_generated)
+
+    def scraped(self, model: str, has_answered: bool) -> None:
+        """The model's runner was asked for a scrape."""
+        self._unanswered.labels(model).inc(0 if has_answered else 1)
 
     # ---- scheduler.events.Observer -------------------------------------------------------------
 

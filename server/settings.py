@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 from urllib.parse import urlsplit
 
 from scheduler.keep_alive import parse_keep_alive_setting
+from scheduler.kv_cache_type import parse_kv_cache_type_setting
 
 DEFAULT_PORT = 11434
 DEFAULT_MODELS = "~/.shale/models"
@@ -158,6 +159,12 @@ class Settings:
     context_length: Annotated[
         int, Row("CONTEXT_LENGTH", _whole(0), "num_ctx where a request does not say; 0: the default (4096)")
     ] = 0
+    kv_cache_type: Annotated[
+        str | tuple[str, str],
+        Row(
+            "KV_CACHE_TYPE", parse_kv_cache_type_setting, "type of the KV cache (f16), or of keys and values: q8_0,f16"
+        ),
+    ] = "f16"
     load_timeout_s: Annotated[
         float, Row("LOAD_TIMEOUT", _timeout, "how long a load may make no progress (5m); 0 or negative: for ever")
     ] = 300.0

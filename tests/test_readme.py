@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import server.engine_metrics
+import server.gauges
+import server.metrics
 from server.settings import Settings, rows
 
 DOCUMENTS = (
@@ -14,6 +17,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/ARCHITECTURE.md",
+    "docs/API.md",
     "docker/README.md",
     "demo/README.md",
 )
@@ -48,3 +52,12 @@ def test_every_make_target_in_the_documents_exists(repository_root: Path) -> Non
     for document in DOCUMENTS:
         text = (repository_root / document).read_text("utf-8")
         assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets, document
+
+
+def test_every_metric_in_the_documents_exists(repository_root: Path) -> None:
+    told = f"{server.metrics.__doc__} {server.gauges.__doc__} {server.engine_metrics.__doc__}"
+    known = set(re.findall(r"shale_\w+", told))
+    for document in DOCUMENTS:
+        text = (repository_root / document).read_text("utf-8")
+        found = {name.removesuffix("_bucket") for name in re.findall(r"\bshale_[a-z_]+_[a-z_]+\b", text)}
+        assert found <= known, document

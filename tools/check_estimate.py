@@ -3,8 +3,9 @@
 
     tools/check_estimate.py [DIR]       (default: ../shared/oracle/models and the demo model)
 
-For every model of a known architecture: KV types × contexts × sequences × layouts over the CPU and two simulated
-devices. Prints a line per model, a line per difference, and last ``N of M equal``; exits 1 unless all are.
+For every model of a known architecture: pairs of KV types × contexts × sequences × layouts over the CPU and two
+simulated devices. Where the model's heads do not allow a type, all three must refuse it in the same words. Prints a
+line per model, a line per difference, and last ``N of M equal``; exits 1 unless all are.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from runner.cache_types import CACHE_TYPES  # noqa: E402
 from runner.devices.base import Bytes  # noqa: E402
 from runner.devices.cpu import CpuDevice  # noqa: E402
 from runner.devices.sim import SimDevice  # noqa: E402
-from runner.footprint import CACHE_VALUE_BYTES  # noqa: E402
 from runner.kernels import select  # noqa: E402
 from runner.load import Loader  # noqa: E402
 from runner.model.spec import ModelError  # noqa: E402
@@ -55,6 +57,12 @@ class CountingCpu(CpuDevice):
         return super().allocate(nbytes)
 
 
+def described(request: LoadRequest) -> str:
+    shares = [(share.id, share.layers) for share in request.layout]
+    types = f"{request.key_cache_type} and {request.value_cache_type}"
+    return f"{types}, num_ctx {request.num_ctx}, num_parallel {request.num_parallel}, {shares}"
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One request. ``taken`` are the bytes of alloc on the CPU and each device."""
@@ -74,16 +82,37 @@ class Comparison:
         return self.estimate == self.fit == self.alloc and told == self.taken
 
     def __str__(self) -> str:
-        request = self.request
         told = self.estimate.total_bytes, self.fit.total_bytes, self.alloc.total_bytes
-        shares = [(share.id, share.layers) for share in request.layout]
-        return (
-            f"{request.kv_cache_type}, num_ctx {request.num_ctx}, num_parallel {request.num_parallel}, {shares}: "
-            f"estimate, fit, alloc say {told}; taken were {self.taken}"
-        )
+        return f"{described(self.request)}: estimate, fit, alloc say {told}; taken were {self.taken}"
 
 
-def compare(path: Path, contexts: Sequence[int] = CONTEXTS) -> Iterator[Comparison]:
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One request that was refused. A text is empty where it was not."""
+
+    request: LoadRequest
+    estimate: str
+    fit: str
+    alloc: str
+
+    @property
+    def is_equal(self) -> bool:
+        return self.estimate == self.fit == self.alloc != ""
+
+    def __str__(self) -> str:
+        texts = self.estimate, self.fit, self.alloc
+        return f"{described(self.request)}: estimate, fit, alloc refuse with {texts}"
+
+
+def refusal(ask: Callable[[], object]) -> str:
+    try:
+        ask()
+    except (ModelFileError, ModelError) as error:
+        return str(error).removeprefix("unable to load model: ")
+    return ""
+
+
+def compare(path: Path, contexts: Sequence[int] = CONTEXTS) -> Iterator[Comparison | Refusal]:
     """All requests for one model. Raises ModelFileError or ModelError for one that no runner takes."""
     estimator = Estimator()
     names = [sim_id(number) for number in range(NUM_DEVICES)]
@@ -97,9 +126,15 @@ def compare(path: Path, contexts: Sequence[int] = CONTEXTS) -> Iterator[Comparis
         devices = [SimDevice(name, ledger) for name, ledger in zip(names, ledgers, strict=True)]
         loader = Loader(path, select("reference", None, 1), host, devices)
         for request in requests(loader.spec.num_layers, names, contexts):
+            take = request.model_copy(update={"operation": Operation.ALLOC})
+            refused = refusal(partial(estimator.memory, path, request, gpus))
+            if refused or refusal(partial(loader.handle, request)):
+                fit_and_alloc = (refusal(partial(loader.handle, each)) for each in (request, take))
+                yield Refusal(request, refused, *fit_and_alloc)
+                continue
             fit = loader.handle(request).memory
             host.taken_bytes = 0
-            alloc = loader.handle(request.model_copy(update={"operation": Operation.ALLOC})).memory
+            alloc = loader.handle(take).memory
             taken = (host.taken_bytes, *(ledger.held_bytes() for ledger in ledgers))
             yield Comparison(request, estimator.memory(path, request, gpus), fit, alloc, taken)
             loader.handle(request.model_copy(update={"operation": Operation.CLOSE}))
@@ -107,7 +142,8 @@ def compare(path: Path, contexts: Sequence[int] = CONTEXTS) -> Iterator[Comparis
 
 def requests(num_layers: int, names: Sequence[str], contexts: Sequence[int]) -> Iterator[LoadRequest]:
     """Input weights are read into memory, not mapped: so all bytes are taken from a device."""
-    grid = product(CACHE_VALUE_BYTES, contexts, PARALLEL, layouts(num_layers, names))
+    types = tuple(product(CACHE_TYPES, CACHE_TYPES))
+    grid = product(types, contexts, PARALLEL, layouts(num_layers, names))
     for kv_cache_type, num_ctx, num_parallel, layout in grid:
         yield LoadRequest(
             operation=Operation.FIT,
@@ -150,7 +186,8 @@ def main(arguments: list[str]) -> int:
             print(f"{path.name}: left out: {error}")
             continue
         equal = sum(each.is_equal for each in found)
-        print(f"{path.name}: {equal} of {len(found)} equal")
+        num_refused = sum(isinstance(each, Refusal) for each in found)
+        print(f"{path.name}: {equal} of {len(found)} equal, {num_refused} of them refused")
         for each in found:
             if not each.is_equal:
                 print(f"  {each}")

@@ -17,7 +17,6 @@ import numpy.typing as npt
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
 ByteArray = npt.NDArray[np.uint8]
-CacheArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 KernelName = Literal["fast", "reference"]
 
@@ -33,6 +32,28 @@ class Matrix(Protocol):
     def cols(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+
+
+class CacheTensor(Protocol):
+    """One layer's keys, or its values, of all cells. Made by ``Kernels.cache``."""
+
+    @property
+    def type_name(self) -> str:
+        """One of ``runner.cache_types.CACHE_TYPES``."""
+
+    @property
+    def num_cells(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def length(self) -> int:
+        """Values of a head."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def rows(self) -> ByteArray:
+        """The storage as (num_cells, bytes of a cell), to be written as well: whoever moves cells copies its rows."""
 
 
 class Kernels(Protocol):
@@ -97,17 +118,34 @@ class Kernels(Protocol):
         """Turns the first n_rot values of each head in place: x (T, H, D), table (T, n_rot) with n_rot / 2 cosines,
         then as many sines. ``neox`` pairs value i with i + n_rot / 2, otherwise 2i with 2i + 1."""
 
+    def cache(self, type_name: str, num_heads: int, length: int, storage: ByteArray) -> CacheTensor:
+        """As many whole cells as ``storage`` has bytes for, which are taken as they are. It is aligned to 4 bytes (2
+        where the type's values are smaller) and kept alive by the result.
+
+        Raises ValueError for a type that is not known, or whose blocks do not fill heads of ``length``."""
+
     def store_kv(
-        self, k: Float32Array, v: Float32Array, k_cache: CacheArray, v_cache: CacheArray, cells: Int32Array
+        self, k: Float32Array, v: Float32Array, keys: CacheTensor, values: CacheTensor, cells: Int32Array
     ) -> None:
-        """Puts k (T, KH, D) and v (T, KH, DV) into cells (T,) of k_cache (cells, KH, D) and v_cache (cells, KH, DV),
-        rounded to nearest even."""
+        """Puts k (T, KH, D) and v (T, KH, DV) into the cells (T,) of keys (KH, D) and values (KH, DV).
+
+        f16 and bf16 are rounded to nearest even. Blocks of q8_0 have the scale d = max|x| / 127 and codes round(x / d),
+        those of q4_0 d = -m / 8, m the value of greatest magnitude, and codes min(15, floor(x / d + 8.5)).
+        """
+
+    def hadamard(self, x: Float32Array) -> None:
+        """The orthonormal Walsh-Hadamard transform, in place, of every block of the largest power of two that divides
+        D: x (T, H, D), D a multiple of 64. Twice gives x again, but for rounding."""
+
+    def shift_keys(self, keys: CacheTensor, cells: Int32Array, table: Float32Array, neox: bool, rotated: bool) -> None:
+        """Turns the keys of ``cells`` (N,), distinct, by the angles of ``table`` (n_rot,), one row of a table of
+        ``rope``, in place: their positions become others. ``rotated``: they were stored behind ``hadamard``."""
 
     def attention(
         self,
         q: Float32Array,
-        k_cache: CacheArray,
-        v_cache: CacheArray,
+        keys: CacheTensor,
+        values: CacheTensor,
         cells: Int32Array,
         rows: Int32Array,
         scale: float,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from runner.ggml_types import TYPES, row_bytes
 from runner.kernels.dequantize import dequantize
+from runner.kernels.reference_cache import ReferenceCache, hadamard
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -108,34 +109,49 @@ class ReferenceKernels:
         turned = first * cosine - second * sine, first * sine + second * cosine
         first[:], second[:] = turned
 
-    def store_kv(
-        self, k: Float32Array, v: Float32Array, k_cache: np.ndarray, v_cache: np.ndarray, cells: npt.NDArray[np.int32]
+    def cache(self, type_name: str, num_heads: int, length: int, storage: npt.NDArray[np.uint8]) -> ReferenceCache:
+        return ReferenceCache(type_name, num_heads, length, storage)
+
+    def store_kv(self, k: Float32Array, v: Float32Array, keys: Any, values: Any, cells: npt.NDArray[np.int32]) -> None:
+        keys.store(cells, k)
+        values.store(cells, v)
+
+    def hadamard(self, x: Float32Array) -> None:
+        hadamard(x)
+
+    def shift_keys(
+        self, keys: Any, cells: npt.NDArray[np.int32], table: Float32Array, neox: bool, rotated: bool
     ) -> None:
-        k_cache[cells] = k
-        v_cache[cells] = v
+        moved = keys.load(cells)
+        if rotated:
+            hadamard(moved)
+        self.rope(moved, np.broadcast_to(table, (len(cells), table.size)), neox)
+        if rotated:
+            hadamard(moved)
+        keys.store(cells, moved)
 
     def attention(
         self,
         q: Float32Array,
-        k_cache: np.ndarray,
-        v_cache: np.ndarray,
+        keys: Any,
+        values: Any,
         cells: npt.NDArray[np.int32],
         rows: npt.NDArray[np.int32],
         scale: float,
         softcap: float,
         out: Float32Array,
     ) -> None:
-        group = q.shape[1] // k_cache.shape[1]
+        group = q.shape[1] // keys.num_heads
         for row, (offset, first, end) in enumerate(rows):
             seen = cells[offset + first : offset + end]
-            keys = k_cache[seen].astype(np.float32).repeat(group, axis=1)  # (positions, heads, key_length)
-            values = v_cache[seen].astype(np.float32).repeat(group, axis=1)
-            scores = np.einsum("hd,phd->hp", q[row], keys) * np.float32(scale)
+            k = keys.load(seen).repeat(group, axis=1)  # (positions, heads, key_length)
+            v = values.load(seen).repeat(group, axis=1)
+            scores = np.einsum("hd,phd->hp", q[row], k) * np.float32(scale)
             if softcap:
                 scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             weights /= weights.sum(axis=1, keepdims=True)
-            out[row] = np.einsum("hp,phd->hd", weights, values)
+            out[row] = np.einsum("hp,phd->hd", weights, v)
 
     def swiglu(self, gate: Float32Array, up: Float32Array, out: Float32Array) -> None:
         with np.errstate(over="ignore"):  # exp(-gate) may reach infinity; the quotient is then 0, as it should be

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from runner.cache_types import is_rotated
+from runner.kernels import CacheTensor, Kernels
 from runner.kv_cache import CacheLayer
 from runner.model.spec import ModelSpec
 from runner.model.step import Float32Array, Step, Views, Visibility
@@ -37,6 +41,7 @@ class Attention:
         self._epsilon = spec.norm_epsilon
         self._key_length = spec.key_length
         self._cache = cache
+        self._is_rotated = cache is not None and is_rotated(cache.keys.type_name, spec.key_length)
 
     def project(self, step: Step, views: Views) -> None:
         """Queries, keys and values of ``views.normed``; keys and values go to the cache."""
@@ -52,6 +57,9 @@ class Attention:
         if seen.rotary is not None:
             kernels.rope(views.query_heads, seen.rotary, self._is_neox)
             kernels.rope(views.key_heads, seen.rotary, self._is_neox)
+        if self._is_rotated:
+            kernels.hadamard(views.query_heads)
+            kernels.hadamard(views.key_heads)
         if self._cache is not None:
             kernels.store_kv(views.key_heads, views.value_heads, self._cache.keys, self._cache.values, seen.slots)
 
@@ -73,7 +81,13 @@ class Attention:
     def _visibility(self, step: Step) -> Visibility:
         return step.sliding if self._is_sliding else step.full
 
-    def _stored(self, step: Step, views: Views) -> tuple[Float32Array, Float32Array]:
+    def _stored(self, step: Step, views: Views) -> tuple[CacheTensor, CacheTensor]:
         if self._cache is not None:
             return self._cache.keys, self._cache.values
-        return views.key_heads, views.value_heads
+        return _own_cells(step.kernels, views.key_heads), _own_cells(step.kernels, views.value_heads)
+
+
+def _own_cells(kernels: Kernels, heads: Float32Array) -> CacheTensor:
+    """The batch's own rows (T, KH, D) as cells."""
+    _, num_heads, length = heads.shape
+    return kernels.cache("f32", num_heads, length, heads.reshape(-1).view(np.uint8))

@@ -31,6 +31,11 @@ class RotaryTable:
         table[:, half:] = np.sin(angles) * self._magnitude
         return table
 
+    def turn(self, distance: int) -> Float32Array:
+        """(num_dims,): the rotation from one position to the one ``distance`` after it. It changes no magnitude."""
+        angles = distance * self._frequencies
+        return np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
+
 
 def frequencies(spec: RopeSpec, factors: Float32Array | None) -> tuple[npt.NDArray[np.float64], float]:
     """Radians per position for each rotated pair, and the magnitude of the rotation.

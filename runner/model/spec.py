@@ -113,6 +113,11 @@ class ModelSpec:
     def is_causal(self) -> bool:
         return self.facts.is_causal
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether keys can be turned to other positions: all that a layer knows of a position is how it is rotated."""
+        return self.is_causal and self.rope.layout != "none"
+
     def window(self, layer: int) -> int:
         """Tokens that ``layer`` sees, itself included; 0 means all."""
         return self.sliding_window if self.sliding_layers[layer] else 0

@@ -7,8 +7,9 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from runner import cache_types
+from runner.cache_layer import CacheLayer
 from runner.kernels import Kernels
-from runner.kv_cache import CacheLayer
 from runner.model.attention import Attention
 from runner.model.ffn import feed_forward
 from runner.model.ops import RotaryTable, pool
@@ -37,6 +38,7 @@ class Transformer:
         self._rotary = RotaryTable(spec.rope, factors)
         self._sliding_rotary = RotaryTable(spec.sliding_rope, factors) if spec.sliding_window else self._rotary
         self._embedding = Embedding(spec, weights)
+        self._sliding_cache = [layer for i, layer in enumerate(cache) if spec.window(i)]
         self._head = places[-1]
         self._output = (weights.need("output.weight"),) if spec.is_causal else ()
         self._output_norm = weights.get("output_norm.weight")
@@ -73,6 +75,18 @@ class Transformer:
         if self._output_norm is not None:
             self._head.kernels.rms_norm(hidden, self._output_norm, self.spec.norm_epsilon, hidden)
         return np.stack([pool(hidden[s.start : s.stop], self.spec.pooling or "mean") for s in batch.segments])
+
+    def shifted_by(self, distance: int) -> Callable[[CacheLayer, Int32Array], None]:
+        """What turns the keys in some cells of a layer to positions that lie ``distance`` later."""
+        kernels, is_neox = self._host.kernels, self.spec.rope.layout == "neox"
+        turns = {False: self._rotary.turn(distance), True: self._sliding_rotary.turn(distance)}
+
+        def turn(layer: CacheLayer, cells: Int32Array) -> None:
+            is_sliding = any(layer is each for each in self._sliding_cache)
+            is_rotated = cache_types.is_rotated(layer.keys.type_name, layer.keys.length)
+            kernels.shift_keys(layer.keys, cells, turns[is_sliding], is_neox, is_rotated)
+
+        return turn
 
     def _check(self, batch: Batch, max_outputs: int) -> None:
         if not 0 < batch.num_tokens <= self.max_tokens:

@@ -80,8 +80,9 @@ def timings(end: dict[str, Any]) -> str:
     rows = []
     for label, name in (("prompt", "prompt_eval"), ("answer", "eval")):
         count, duration = end.get(f"{name}_count", 0), end.get(f"{name}_duration", 0)
-        speed = f", {count / duration * 1e9:.1f} tokens/s" if duration else ""
-        rows.append(f"{label}: {count} tokens{speed}")
+        cached = end.get(f"{name}_cached", 0)  # of a prompt: not computed, so not in its speed either
+        speed = f", {(count - cached) / duration * 1e9:.1f} tokens/s" if duration else ""
+        rows.append(f"{label}: {count} tokens{f' ({cached} cached)' if cached else ''}{speed}")
     return "\n".join((*rows, f"total:  {end.get('total_duration', 0) / 1e9:.2f} s"))
 
 

@@ -11,7 +11,7 @@ import typer
 from scheduler.errors import SettingsError
 from server import version
 from server.cli.client import Client, CommandError
-from server.cli.tables import UNKNOWN, columns, human_bytes, loading, since, until
+from server.cli.tables import UNKNOWN, cache_use, columns, human_bytes, loading, sequences, since, until
 from server.schemas.options import OptionError
 from server.settings import SettingError, Settings, rows
 
@@ -104,7 +104,7 @@ def show(model: Model, template: Annotated[bool, typer.Option(help="Print the ch
 def ps() -> None:
     """List the models that are loaded, loading or stopping."""
     rows = [_resident(model) for model in Client.of_environment().get("/api/ps")["models"]]
-    print(columns(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "STATE", "UNTIL"), rows))
+    print(columns(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "CACHE", "SEQUENCES", "STATE", "UNTIL"), rows))
 
 
 def _resident(model: dict[str, Any]) -> tuple[str, ...]:
@@ -112,7 +112,8 @@ def _resident(model: dict[str, Any]) -> tuple[str, ...]:
     processor = _processor(model["size"], model["size_vram"]) if "size" in model else UNKNOWN
     context = str(model.get("context_length", UNKNOWN))
     state = loading(model["progress"]) if model["state"] == "loading" else model["state"]
-    return model["name"], model["digest"][:12], size, processor, context, state, until(model["expires_at"])
+    work = cache_use(model.get("cache")), sequences(model.get("sequences"))
+    return model["name"], model["digest"][:12], size, processor, context, *work, state, until(model["expires_at"])
 
 
 def _processor(size: int, size_vram: int) -> str:
@@ -157,7 +158,9 @@ def plan(
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Host memory to think of, such as 64GiB.")] = None,
     ctx: Annotated[str | None, typer.Option(help="Tokens of context, or auto.")] = None,
-    kv: Annotated[str | None, typer.Option(help="Type of the KV cache: f16 or f32.")] = None,
+    kv: Annotated[
+        str | None, typer.Option(help="Type of the KV cache, or of keys and values: q8_0,f16.")
+    ] = None,
     parallel: Annotated[int | None, typer.Option(help="Sequences at a time.")] = None,
     num_gpu: Annotated[int | None, typer.Option(help="Layers to place on GPUs; -1: as many as fit.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer of /api/plan.")] = False,

@@ -17,7 +17,8 @@ from scheduler.errors import SchedulerError
 from scheduler.estimate import Estimator
 from scheduler.hypothetical import hypothetical_machine
 from scheduler.options import LoadOptions
-from scheduler.plan import Case, make_plan
+from scheduler.plan import make_plan
+from scheduler.rehearsal import Case
 from scheduler.sizes import human_bytes
 from server.app import scheduler_settings
 from server.cli.client import Client, CommandError

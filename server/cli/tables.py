@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -40,6 +40,19 @@ def human_bytes(number: int) -> str:
 def loading(progress: float) -> str:
     """``loading [####            ] 25%``; ASCII, for it goes into pipes as well."""
     return f"loading [{('#' * int(progress * BAR_WIDTH)).ljust(BAR_WIDTH)}] {int(progress * 100)}%"
+
+
+def cache_use(cache: Mapping[str, int] | None) -> str:
+    """``37%`` of the cells of a KV cache are in use; cached prefixes, which give way when cells are needed, count."""
+    return UNKNOWN if cache is None else f"{round(100 * cache['used'] / cache['cells'])}%"
+
+
+def sequences(numbers: Mapping[str, int] | None) -> str:
+    """``2 of 4``, and ``+3`` where completions wait."""
+    if numbers is None:
+        return UNKNOWN
+    waiting = f" +{numbers['waiting']}" if numbers["waiting"] else ""
+    return f"{numbers['active']} of {numbers['parallel']}{waiting}"
 
 
 def human_period(seconds: float) -> str:

@@ -15,7 +15,12 @@ from scheduler.options import load_notes
 from scheduler.scheduler import LoadOptions, RunningModel
 from server.catalog import Entry
 from server.errors import ApiError
+from server.routes.merge import merged
 from server.routes.service import Service
+
+SEQUENCES_AHEAD = 2
+"""Completions of one request that are with the runner, for each sequence of it: one computes, one is ready to follow.
+More would hold connections, and stand there before the requests of others."""
 
 
 class EngineError(ApiError):
@@ -39,12 +44,16 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to load and what to run on it. ``prepare`` is called with the loaded model, for it may count tokens."""
+    """What to load and what to run on it. ``prepare`` is called with the loaded model, for it may count tokens.
+
+    It gives the completions of the first prompt, ``num_choices`` of them, then those of the next.
+    """
 
     entry: Entry
     loading: Mapping[str, Any]
     keep_alive_s: float | None
     prepare: Callable[[RunningModel], Awaitable[Sequence[Prepared]]]
+    num_choices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +111,64 @@ class Whole:
 
 
 async def run(service: Service, job: Job) -> AsyncGenerator[Piece, None]:
-    """Load the model, run the job's completions one after the other, and yield their pieces.
+    """Load the model, run the job's completions side by side, and yield their pieces as they come.
 
     Closing the generator stops the work. Raises what the scheduler raises, and EngineError.
     """
     started = time.perf_counter_ns()
     async with service.acquire(job.entry, job.loading, job.keep_alive_s) as running:
-        load_duration = time.perf_counter_ns() - started
-        notes = context_notes(job.entry, job.loading, running)
-        for choice, prepared in enumerate(await job.prepare(running)):
-            lines = await running.client.completion(prepared.request)
-            async with aclosing(lines):
-                async for raw in lines:
-                    line = orjson.loads(raw)
-                    if "error" in line:
-                        raise EngineError(str(line["error"]))
-                    piece = _piece(choice, line, {**prepared.notes, **notes}, load_duration, started)
-                    if piece.final is not None:
-                        service.metrics.tokens(job.entry.name, piece.final.prompt_eval_count, piece.final.eval_count)
-                    yield piece
+        work = _Work(running, started, time.perf_counter_ns(), context_notes(job.entry, job.loading, running))
+        async with aclosing(work.all_pieces(await job.prepare(running))) as pieces:
+            async for piece in pieces:
+                if (end := piece.final) is not None:
+                    is_first = piece.choice % job.num_choices == 0  # a prompt with several choices counts once
+                    num_prompt = end.prompt_eval_count if is_first else 0
+                    service.metrics.tokens(job.entry.name, num_prompt, end.eval_count)
+                yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the completions of one job have in common. Times of ``time.perf_counter_ns``."""
+
+    running: RunningModel
+    started_ns: int
+    loaded_ns: int
+    notes: Mapping[str, Any]
+
+    def all_pieces(self, prepared: Sequence[Prepared]) -> AsyncGenerator[Piece, None]:
+        if len(prepared) == 1:
+            return self.pieces(0, prepared[0])  # the usual case does not pay for a queue
+        sources = (self.pieces(choice, each) for choice, each in enumerate(prepared))
+        return merged(sources, min(len(prepared), SEQUENCES_AHEAD * self.running.num_parallel))
+
+    async def pieces(self, choice: int, prepared: Prepared) -> AsyncGenerator[Piece, None]:
+        """One completion, from the runner's first line to its last."""
+        lines = await self.running.client.completion(prepared.request)
+        async with aclosing(lines):
+            async for raw in lines:
+                line = orjson.loads(raw)
+                if "error" in line:
+                    raise EngineError(str(line["error"]))
+                yield self._piece(choice, line, prepared)
+
+    def _piece(self, choice: int, line: Mapping[str, Any], prepared: Prepared) -> Piece:
+        final = self._final(line, prepared) if line.get("done") else None
+        return Piece(choice, line.get("content", ""), line.get("tokens", ()), line.get("logprobs", ()), final)
+
+    def _final(self, line: Mapping[str, Any], prepared: Prepared) -> Final:
+        return Final(
+            done_reason=line["done_reason"],
+            prompt_eval_count=line["prompt_eval_count"],
+            prompt_eval_cached=line["prompt_eval_cached"],
+            prompt_eval_duration=line["prompt_eval_duration"],
+            eval_count=line["eval_count"],
+            eval_duration=line["eval_duration"],
+            load_duration=self.loaded_ns - self.started_ns,
+            total_duration=time.perf_counter_ns() - self.started_ns,
+            prompt_tokens=line.get("prompt_tokens", ()),
+            notes={**prepared.notes, **self.notes},
+        )
 
 
 async def wholes(pieces: AsyncGenerator[Piece, None]) -> list[Whole]:
@@ -136,22 +184,3 @@ def context_notes(entry: Entry, loading: Mapping[str, Any], running: RunningMode
     """Field ``notes`` for the answer where the context is not the number that was asked for; empty where it is."""
     notes = load_notes(LoadOptions(**loading), entry.facts.context_length or 0, running.num_ctx)
     return {"notes": list(notes)} if notes else {}
-
-
-def _piece(choice: int, line: Mapping[str, Any], notes: Mapping[str, Any], load_duration: int, started: int) -> Piece:
-    tokens, logprobs = line.get("tokens", ()), line.get("logprobs", ())
-    if not line.get("done"):
-        return Piece(choice, line.get("content", ""), tokens, logprobs)
-    final = Final(
-        done_reason=line["done_reason"],
-        prompt_eval_count=line["prompt_eval_count"],
-        prompt_eval_cached=line.get("prompt_eval_cached", 0),
-        prompt_eval_duration=line["prompt_eval_duration"],
-        eval_count=line["eval_count"],
-        eval_duration=line["eval_duration"],
-        load_duration=load_duration,
-        total_duration=time.perf_counter_ns() - started,
-        prompt_tokens=line.get("prompt_tokens", ()),
-        notes=notes,
-    )
-    return Piece(choice, line.get("content", ""), tokens, logprobs, final)

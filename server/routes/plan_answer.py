@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scheduler.gpu import GPU
+from scheduler.kv_cache_type import written
 from scheduler.options import LoadOptions, load_notes
 from scheduler.plan import Plan
 from scheduler.report import device_rows, layer_rows, vram_bytes
@@ -20,7 +21,7 @@ def plan_answer(model: str, options: LoadOptions, plan: Plan) -> dict[str, Any]:
         "num_ctx": request.num_ctx,
         "num_parallel": request.num_parallel,
         "num_batch": request.num_batch,
-        "kv_cache_type": request.kv_cache_type,
+        "kv_cache_type": written(request.kv_cache_type),
         "fits_wholly": plan.is_whole,
         "num_layers": len(memory.cpu.weights),
         "num_layers_on_gpu": sum(len(share.layers) for share in plan.layout),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from runner.protocol import MAX_TOP_LOGPROBS, SamplingOptions
 from server.schemas.base import KeepAlive, Request, UnsupportedError, only
 from server.schemas.options import read_loading, sampling_options
 
-MAX_CHOICES = 16
+MAX_CHOICES = 128  # for each prompt
 MAX_PROMPTS = 2048
+MAX_COMPLETIONS = 2048  # prompts times choices
 
 Prompt = str | tuple[int, ...]
 
@@ -157,6 +158,16 @@ class CompletionRequest(GenerationRequest):
     echo: Annotated[Any, _refused("echo", False)] = None
     suffix: Annotated[Any, _refused("suffix", "")] = None
     best_of: Annotated[Any, _refused("best_of", 1)] = None
+
+    @model_validator(mode="after")
+    def _check_completions(self) -> CompletionRequest:
+        count = len(self.prompt) * (self.n or 1)
+        if count > MAX_COMPLETIONS:
+            raise UnsupportedError(
+                f"{len(self.prompt)} prompts with n {self.n} are {count} completions; at most {MAX_COMPLETIONS} are "
+                "allowed in one request"
+            )
+        return self
 
 
 class EmbeddingRequest(Request):

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from runner.protocol import SamplingOptions
+from scheduler.kv_cache_type import KVCacheType, parse_kv_cache_type
 from scheduler.options import AUTO
 
 MAX_INTEGER = 2**63 - 1
@@ -60,11 +61,16 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _cache_type(value: Any) -> str | tuple[str, str]:
-    """One type for keys and values, or an object that names both."""
+def _cache_type(value: Any) -> KVCacheType:
+    """``"q8_0"``, or keys and values: ``"q8_0,f16"``, ``["q8_0", "f16"]``, ``{"k": "q8_0", "v": "f16"}``."""
     if isinstance(value, dict) and set(value) == {"k", "v"}:
-        return _text(value["k"]), _text(value["v"])
-    return _text(value)
+        value = [value["k"], value["v"]]
+    try:
+        if isinstance(value, list) and len(value) == 2:
+            value = ",".join(map(_text, value))
+        return parse_kv_cache_type(_text(value))
+    except ValueError as error:
+        raise ValueError('string, such as "q8_0", or "q8_0,f16" for keys and values') from error
 
 
 def _boolean_or_auto(value: Any) -> bool | str:
@@ -88,6 +94,9 @@ SAMPLING: Mapping[str, Callable[[Any], Any]] = {
     "ignore_eos": _boolean,
 }
 """Options of one completion, named as the fields of ``SamplingOptions``."""
+
+CACHE_PROMPT = "cache_prompt"
+"""Option of one completion that is no matter of sampling (llama.cpp's name): whether the cache may have its prompt."""
 
 LOADING: Mapping[str, tuple[Callable[[Any], Any], int | None]] = {
     "num_ctx": (_context_length, 4),
@@ -128,12 +137,14 @@ class Options:
 
     sampling: SamplingOptions
     loading: Mapping[str, Any]
+    cache_prompt: bool = True
 
 
 def read_options(given: Mapping[str, Any] | None) -> Options:
     """Sort and check a request's ``options``; a null value counts as not given. Raises OptionError."""
     sampling: dict[str, Any] = {}
     loading: dict[str, Any] = {}
+    cache_prompt = True
     for name, value in (given or {}).items():
         if value is None:
             continue
@@ -141,9 +152,11 @@ def read_options(given: Mapping[str, Any] | None) -> Options:
             sampling[name] = _read(name, value, SAMPLING[name])
         elif name in LOADING:
             loading[name] = read_loading(name, value)
+        elif name == CACHE_PROMPT:
+            cache_prompt = _read(name, value, _boolean)
         else:
             _refuse_unless_without_effect(name, value)
-    return Options(sampling_options(sampling), loading)
+    return Options(sampling_options(sampling), loading, cache_prompt)
 
 
 def read_loading(name: str, value: Any) -> Any:
@@ -176,7 +189,7 @@ def _read(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
 
 def _refuse_unless_without_effect(name: str, value: Any) -> None:
     if name not in WITHOUT_EFFECT:
-        raise OptionError(f'unknown option "{name}"; known: {", ".join((*SAMPLING, *LOADING))}')
+        raise OptionError(f'unknown option "{name}"; known: {", ".join((*SAMPLING, CACHE_PROMPT, *LOADING))}')
     neutral = WITHOUT_EFFECT[name]
     if neutral is not ANY and value != neutral:
         raise OptionError(

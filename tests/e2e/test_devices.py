@@ -109,8 +109,9 @@ def test_the_commands(split_server: Server, demo_model: Path) -> None:
     assert split_server.command("plan", DEMO).stdout.startswith(f"{DEMO}: ")
     plan = split_server.command("plan", str(demo_model), "--devices", "24GiB,12GiB", "--ctx", "auto", "--kv", "f32")
     assert "all 7 layers are on GPUs" in plan.stdout
-    refused = split_server.command("plan", DEMO, "--kv", "q8_0")
-    assert (refused.returncode, refused.stderr) == (1, "shale: kv_cache_type must be one of f16, f32, found 'q8_0'\n")
+    refused = split_server.command("plan", DEMO, "--kv", "q5_1")
+    known = "f16, bf16, f32, q8_0, q4_0"
+    assert (refused.returncode, refused.stderr) == (1, f"shale: kv_cache_type must be one of {known}, found 'q5_1'\n")
     refused = split_server.command("plan", DEMO, "--ctx", "large")
     assert (refused.returncode, refused.stderr) == (1, 'shale: option "num_ctx" must be of type integer\n')
 

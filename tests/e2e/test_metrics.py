@@ -156,6 +156,78 @@ def test_paths_of_strangers_make_one_series(counted: Server) -> None:
     assert not [route for route in routes if "wp-admin" in route]
 
 
+# ---- what engines tell -------------------------------------------------------------------------
+
+
+def test_an_engine_tells_of_its_work(counted: Server) -> None:
+    unload_all(counted)
+    for _ in range(3):
+        counted.post("/api/generate", ASK)
+    (model,) = models_of(counted)
+    assert model["sequences"]["active"] == model["sequences"]["waiting"] == 0
+    cache = model["cache"]
+    assert cache["cells"] == model["sequences"]["parallel"] * model["context_length"]
+    assert cache["used"] + cache["free"] == cache["cells"]
+    assert cache["used"] == cache["cached"] > 0
+    assert (cache["prefix_hits"], cache["prefix_misses"]) == (2, 1)
+    found = {sample.name: sample.value for sample in scrape(counted) if sample.labels.get("model") == DEMO}
+    assert found["shale_cache_cells"] == cache["cells"]
+    assert found["shale_cache_prefix_hits_total"] == 2
+    assert found["shale_cache_reused_tokens_total"] == cache["reused_tokens"] > 0
+    assert found["shale_first_token_seconds_count"] == found["shale_sequence_wait_seconds_count"] == 3
+    assert found["shale_inter_token_seconds_count"] == 12  # five tokens each
+    assert found["shale_step_seconds_count"] == found["shale_steps_total"] >= 15
+    assert 0 < found["shale_step_seconds_sum"] < 30
+    assert 0 < found["shale_batch_occupancy_ratio"] <= 1
+    header, row = counted.command("ps").stdout.splitlines()
+    assert "CACHE    SEQUENCES" in header
+    assert f" 0 of {model['sequences']['parallel']} " in row
+
+
+def test_choices_are_seen_at_work_and_gone_with_their_client(counted: Server) -> None:
+    counted.post("/api/generate", {"model": DEMO})
+    body = {"model": DEMO, "prompt": "a", "n": 8, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{counted.url}/v1/completions", json=body, timeout=30, trust_env=False) as response:
+        next(response.iter_lines())
+        (model,) = models_of(counted)
+        parallel = model["sequences"]["parallel"]
+        assert model["sequences"] == {"active": min(parallel, 8), "waiting": max(8 - parallel, 0), "parallel": parallel}
+        assert value(counted, "shale_sequences_active", model=DEMO) == min(parallel, 8)
+    until(lambda: models_of(counted)[0]["sequences"]["active"] == 0, 3)
+    assert models_of(counted)[0]["sequences"]["waiting"] == 0
+
+
+def test_a_runner_that_stands_still_does_not_hold_up_a_scrape(counted: Server) -> None:
+    counted.post("/api/generate", ASK)
+    before = value(counted, "shale_unanswered_scrapes_total", model=DEMO)
+    (runner,) = counted.runners()
+    runner.suspend()
+    try:
+        began = time.monotonic()
+        names = {sample.name for sample in scrape(counted)}
+        (model,) = models_of(counted)
+        assert time.monotonic() - began < 4
+    finally:
+        runner.resume()
+    assert "shale_models_loaded" in names
+    assert "shale_steps_total" not in names
+    assert model["state"] == "ready"
+    assert "cache" not in model
+    assert value(counted, "shale_unanswered_scrapes_total", model=DEMO) == before + 1
+    assert value(counted, "shale_steps_total", model=DEMO) > 0
+
+
+def test_a_new_runner_counts_from_0_and_a_series_is_there_once(counted: Server) -> None:
+    for _ in range(3):
+        counted.post("/api/generate", ASK)
+    before = value(counted, "shale_steps_total", model=DEMO)
+    unload_all(counted)
+    assert not [sample for sample in scrape(counted) if sample.name == "shale_steps_total"]
+    counted.post("/api/generate", ASK)
+    (sample,) = (sample for sample in scrape(counted) if sample.name == "shale_steps_total")
+    assert 0 < sample.value < before
+
+
 # ---- while a model loads -----------------------------------------------------------------------
 
 

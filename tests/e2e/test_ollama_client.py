@@ -123,6 +123,76 @@ def test_an_empty_prompt_loads_and_unloads(client: ollama.Client) -> None:
     assert not any(model.model == "tiny/llama" for model in client.ps().models)
 
 
+def unload(client: ollama.Client, model: str) -> None:
+    client.generate(model, keep_alive=0)
+    deadline = time.monotonic() + 5
+    while any(each.model == model for each in client.ps().models):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def narrow(client: ollama.Client, server: Any) -> Any:
+    """Asks the tiny model with a context of 32 tokens, which it has from the start; raw text, greedy, endless."""
+
+    def ask(prompt: str, *, num_predict: int = -1, num_keep: int = 4, **more: Any) -> httpx.Response:
+        options = {**GREEDY, "num_ctx": 32, "num_predict": num_predict, "num_keep": num_keep, "ignore_eos": True}
+        body = {"model": "tiny/llama", "prompt": prompt, "raw": True, "stream": False, "options": options, **more}
+        return server.post("/api/generate", body)
+
+    unload(client, "tiny/llama")
+    yield ask
+    unload(client, "tiny/llama")
+
+
+def test_the_context_is_shifted_unless_told_otherwise(narrow: Any) -> None:
+    shifted = narrow("abc", num_predict=100).json()
+    assert (shifted["eval_count"], shifted["done_reason"]) == (100, "length")
+    fixed = narrow("abc", num_predict=100, shift=False).json()
+    assert fixed["done_reason"] == "length"
+    assert fixed["prompt_eval_count"] + fixed["eval_count"] == 33  # the last token needs no room
+    assert shifted["response"].startswith(fixed["response"])
+
+
+def test_an_answer_without_end_ends_at_ten_contexts(narrow: Any) -> None:
+    endless = narrow("abc").json()
+    assert (endless["eval_count"], endless["done_reason"]) == (320, "length")
+
+
+def test_num_keep_is_part_of_the_answer(narrow: Any) -> None:
+    answers = [narrow("abcdefgh", num_predict=80, num_keep=keep).json()["response"] for keep in (0, 8, 0)]
+    assert answers[0] == answers[2]
+    assert answers[0] != answers[1]
+
+
+def test_a_long_prompt_is_cut_unless_told_otherwise(narrow: Any) -> None:
+    cut = narrow("abc " * 50, num_predict=2).json()
+    assert cut["truncated_tokens"] > 0
+    assert cut["prompt_eval_count"] <= 32
+    refused = narrow("abc " * 50, num_predict=2, truncate=False)
+    assert refused.status_code == 400
+    numbers = [int(word) for word in refused.json()["error"].replace(",", " ").split() if word.isdigit()]
+    assert numbers == [cut["truncated_tokens"] + 32, 32]
+
+
+def test_a_prompt_seen_before_comes_from_the_cache(server: Any) -> None:
+    prompt = "This prompt is one that no other test has asked before. " * 4
+    body = {"model": DEMO, "prompt": prompt, "raw": True, "stream": False, "options": GREEDY | {"num_predict": 4}}
+    first, second = (server.post("/api/generate", body).json() for _ in range(2))
+    assert first["prompt_eval_count"] == second["prompt_eval_count"]  # the full count, wherever the tokens came from
+    assert first["prompt_eval_cached"] < 8
+    assert second["prompt_eval_cached"] == second["prompt_eval_count"] - 1
+    assert first["response"] == second["response"]
+    body["options"]["cache_prompt"] = False
+    assert server.post("/api/generate", body).json()["prompt_eval_cached"] == 0
+
+
+@pytest.mark.parametrize("types", ["f16", "bf16", "f32", "q8_0", "q4_0", "q8_0,f16", ["f16", "q4_0"]])
+def test_every_type_of_cache_answers(client: ollama.Client, types: Any) -> None:
+    answer = ask(client, options={"kv_cache_type": types})
+    assert "Remove any common leading whitespace" in (answer.message.content or "")
+
+
 @pytest.mark.parametrize(
     ("call", "status", "text"),
     [
@@ -139,6 +209,7 @@ def test_an_empty_prompt_loads_and_unloads(client: ollama.Client) -> None:
             "field 'format' (structured output) is not supported yet",
         ),
         (lambda c: c.chat(DEMO, messages=[], think=True), 400, '"shale-demo" does not support thinking'),
+        (lambda c: c.generate(DEMO, "x", options={"kv_cache_type": "q9"}), 400, "kv_cache_type must be one of f16,"),
         (lambda c: c.generate(DEMO, "x", options={"top_p": 2.0}), 400, 'option "top_p" should be less than or equal'),
     ],
 )

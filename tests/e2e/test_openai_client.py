@@ -72,6 +72,68 @@ def test_several_prompts_and_choices(openai_client: openai.OpenAI) -> None:
     assert texts[0] != texts[1]
 
 
+def test_choice_i_is_what_the_seed_plus_i_gives_alone(openai_client: openai.OpenAI) -> None:
+    settings: Any = {"model": "tiny/llama", "prompt": "abc", "temperature": 1.5, "max_tokens": 12}
+    together = openai_client.completions.create(n=4, seed=10, **settings)
+    alone = [openai_client.completions.create(seed=10 + i, **settings).choices[0].text for i in range(4)]
+    assert [choice.index for choice in together.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in together.choices] == alone
+    assert len(set(alone)) == 4
+    assert together.usage.prompt_tokens == 3
+    assert together.usage.completion_tokens <= 48
+
+
+def test_choices_of_a_chat_come_interleaved_in_a_stream(openai_client: openai.OpenAI, server: Any) -> None:
+    server.post("/api/generate", {"model": DEMO, "options": {"num_parallel": 4}})
+    settings: Any = {"model": DEMO, "messages": MESSAGES, "temperature": 1.2, "seed": 3, "n": 4, "max_tokens": 24}
+    whole = openai_client.chat.completions.create(**settings)
+    stream = openai_client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True})
+    *chunks, last = list(stream)
+    texts, order, roles = ["", "", "", ""], [], []
+    for (choice,) in (chunk.choices for chunk in chunks):
+        texts[choice.index] += choice.delta.content or ""
+        order.append(choice.index)
+        roles += [choice.index] if choice.delta.role else []
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert sorted(roles) == [0, 1, 2, 3]
+    assert order != sorted(order)
+    assert last.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_more_choices_than_sequences(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.completions.create(model="tiny/llama", prompt=["a", "b"], n=20, seed=1, max_tokens=3)
+    assert [choice.index for choice in answer.choices] == list(range(40))
+    with pytest.raises(openai.BadRequestError, match="'n': input should be less than or equal to 128") as caught:
+        openai_client.completions.create(model="tiny/llama", prompt="a", n=129)
+    assert caught.value.param == "n"
+
+
+def test_a_prompt_seen_before_comes_from_the_cache(openai_client: openai.OpenAI) -> None:
+    settings: Any = {"model": DEMO, "temperature": 0, "max_tokens": 4}
+    prompt = "A prompt of its own, for which nothing is cached before this test has asked. " * 4
+    first = openai_client.completions.create(prompt=prompt, **settings)
+    second = openai_client.completions.create(prompt=prompt, **settings)
+    assert first.usage.prompt_tokens_details.cached_tokens < 8
+    assert second.usage.prompt_tokens_details.cached_tokens == second.usage.prompt_tokens - 1
+    assert second.choices[0].text == first.choices[0].text
+    apart = openai_client.completions.create(prompt=prompt, extra_body={"cache_prompt": False}, **settings)
+    assert apart.usage.prompt_tokens_details.cached_tokens == 0
+    assert apart.choices[0].text == first.choices[0].text
+    *_, last = openai_client.chat.completions.create(
+        model=DEMO, messages=MESSAGES, max_tokens=1, stream=True, stream_options={"include_usage": True}
+    )
+    assert last.usage.prompt_tokens_details is not None
+
+
+def test_choices_share_their_prompt(openai_client: openai.OpenAI) -> None:
+    prompt = "Another prompt of its own, whose choices are asked for before it was ever seen. " * 4
+    answer = openai_client.completions.create(model=DEMO, prompt=prompt, n=4, max_tokens=4)
+    assert answer.usage.prompt_tokens_details.cached_tokens < 8  # one of them computed it
+    again = openai_client.completions.create(model=DEMO, prompt=prompt, n=4, max_tokens=4)
+    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+
+
 def test_shale_additions_are_accepted(openai_client: openai.OpenAI) -> None:
     answer = openai_client.completions.create(
         model="tiny/llama",

@@ -13,9 +13,11 @@ from runner.embedding import EmbeddingJob
 from runner.engine import Engine
 from runner.kv_cache import KVCache
 from runner.protocol import CompletionRequest, EmbeddingRequest, LoadRequest, Operation, SamplingOptions
-from runner.request import Completion, Line
-from runner.sequence import Batch
+from runner.request import Completion
+from runner.sequence import Batch, Int32Array
 from runner.tokenizer.detokenizer import StreamDetokenizer
+from runner.work import Line
+from tests.runner.cache_fakes import layer
 
 NUM_VOCAB = 300  # the bytes, and more rows than there are tokens
 END = ord("{")  # follows "z"
@@ -68,11 +70,16 @@ class FakeTransformer:
     max_tokens: int = 8
     batches: list[list[int]] = field(default_factory=list)  # number of tokens of each sequence, per batch
     before: Callable[[Batch], None] = lambda _: None
+    shifts: list[int] = field(default_factory=list)
 
     def forward(self, batch: Batch) -> Floats:
         self._record(batch)
         rows = [self.next_logits(int(token)) for token in batch.tokens[batch.outputs]]
         return np.stack(rows) if rows else np.empty((0, NUM_VOCAB), np.float32)
+
+    def shifted_by(self, distance: int) -> Callable[[Any, Int32Array], None]:
+        self.shifts.append(distance)
+        return lambda _layer, _cells: None
 
     def embed(self, batch: Batch) -> Floats:
         """The mean of (token, 1) over each segment: any pooling of single tokens can be told from it."""
@@ -92,6 +99,7 @@ class FakeSpec:
     pooling: str | None = None
     num_vocab: int = NUM_VOCAB
     context_length: int = 1000
+    can_shift: bool = True
 
 
 @dataclass
@@ -103,8 +111,9 @@ class FakeModel:
     kernels: FakeKernels = field(default_factory=FakeKernels)
 
     def __post_init__(self) -> None:
-        layers: Any = [None] if self.spec.is_causal else []
-        self.cache = KVCache(layers, num_ctx=self.request.num_ctx, num_parallel=self.request.num_parallel)
+        num_ctx, num_parallel = self.request.num_ctx, self.request.num_parallel
+        layers: Any = [layer(num_ctx * num_parallel)] if self.spec.is_causal else []
+        self.cache = KVCache(layers, num_ctx=num_ctx, num_parallel=num_parallel, can_shift=self.spec.can_shift)
 
 
 class Desk:
@@ -117,7 +126,7 @@ class Desk:
         max_tokens = num_batch if spec.get("is_causal", True) else max(num_batch, num_ctx)
         self.transformer = FakeTransformer(max_tokens=max_tokens)
         self.model: Any = FakeModel(request, self.transformer, FakeSpec(**spec))
-        self.engine = Engine(self.model, self._deliver)
+        self.engine = Engine(self.model, self._deliver, clock=lambda: 0.0)
         self.num_deliveries = 0
 
     def _deliver(self, deliveries: list[tuple[Callable[[Line], None], Line]]) -> None:

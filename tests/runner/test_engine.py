@@ -40,12 +40,12 @@ def test_all_lines_of_a_step_are_delivered_in_one_call() -> None:
 # ---- batches -----------------------------------------------------------------------------------
 
 
-def test_prompts_run_in_chunks_of_num_batch_in_the_order_of_arrival() -> None:
+def test_prompts_share_chunks_of_num_batch_fairly() -> None:
     desk = Desk(num_batch=8)
     desk.complete("a" * 20, num_predict=1)
     desk.complete("b" * 5, num_predict=1)
     desk.run()
-    assert desk.transformer.batches == [[8], [8], [4, 4], [1]]
+    assert desk.transformer.batches == [[4, 4], [7, 1], [8], [1]]
 
 
 def test_generating_sequences_come_first_and_prompts_fill_the_batch() -> None:
@@ -54,7 +54,7 @@ def test_generating_sequences_come_first_and_prompts_fill_the_batch() -> None:
     desk.engine.step()
     desk.complete("b" * 10, num_predict=1)
     desk.run()
-    assert desk.transformer.batches == [[1], [1, 7], [1, 3], [1], [1]]
+    assert desk.transformer.batches == [[1], [1], [1, 7], [1, 3], [1]]  # the second one measures
 
 
 def test_a_batch_never_leaves_a_generating_sequence_out() -> None:
@@ -75,6 +75,85 @@ def test_requests_beyond_num_parallel_wait_in_order() -> None:
         done += [i for i, a in enumerate(asked) if i not in done and a.lines and "done" in a.lines[-1]]
     assert done == [1, 0, 2, 3]
     assert [a.text for a in asked] == ["bcde", "bc", "bc", "b"]
+
+
+# ---- prefixes ----------------------------------------------------------------------------------
+
+
+def test_the_second_request_computes_only_what_the_first_did_not() -> None:
+    desk = Desk(num_batch=64)
+    first = desk.complete("abcdefgh", num_predict=4)
+    desk.run()
+    second = desk.complete("abcdefghijXYZ", num_predict=1)
+    desk.run()
+    assert first.final["prompt_eval_cached"] == 0
+    # Of its own answer ijkl the first one has stored all but the last token, and there the second goes another way.
+    assert (second.final["prompt_eval_cached"], second.final["prompt_eval_count"]) == (10, 13)
+    assert desk.transformer.batches[-1] == [3]
+
+
+def test_a_request_that_wants_no_cache_takes_none_and_leaves_none() -> None:
+    desk = Desk(num_batch=64)
+    for cache_prompt in (False, True, False):
+        asked = desk.complete("abcdefgh", request={"cache_prompt": cache_prompt}, num_predict=1)
+        desk.run()
+        assert asked.final["prompt_eval_cached"] == 0
+
+
+def test_requests_with_one_prompt_compute_it_once() -> None:
+    desk = Desk(num_ctx=256, num_parallel=4, num_batch=64)
+    asked = [desk.complete("a" * 200 + "bcd"[i], num_predict=3) for i in range(3)]
+    other = desk.complete("x" * 10, num_predict=1)
+    desk.run()
+    assert [each.text for each in asked] == ["cde", "def", "efg"]
+    assert [each.final["prompt_eval_cached"] for each in asked] == [0, 200, 200]
+    assert other.final["prompt_eval_cached"] == 0
+    assert sum(map(sum, desk.transformer.batches)) == 201 + 2 + 10 + 3 * 2
+    assert desk.transformer.batches[0] == [54, 10], "those who wait let others pass"
+
+
+def test_who_waits_for_a_prompt_that_is_cancelled_goes_on_alone() -> None:
+    desk = Desk(num_ctx=256, num_parallel=2, num_batch=16)
+    first = desk.complete("a" * 200, num_predict=1)
+    second = desk.complete("a" * 200, num_predict=1)
+    desk.engine.step()
+    desk.engine.cancel(first.work)
+    desk.run()
+    assert second.text == "b"
+    assert second.final["prompt_eval_cached"] == 16
+
+
+def test_a_cancelled_request_frees_its_cells_within_one_step() -> None:
+    desk = Desk(num_ctx=256, num_batch=64)
+    asked = desk.complete("a" * 200, request={"cache_prompt": False}, num_predict=1)
+    desk.engine.step()
+    desk.engine.cancel(asked.work)
+    desk.engine.step()
+    assert desk.model.cache.num_open == 0
+    assert desk.engine.stats().cache.num_used == 0
+
+
+# ---- what it tells -----------------------------------------------------------------------------
+
+
+def test_stats_count_what_happened() -> None:
+    desk = Desk(num_batch=8)
+    asked = [desk.complete("a" * 10, num_predict=3), desk.complete("b" * 4, num_predict=1)]
+    desk.complete("c")
+    before = desk.engine.stats()
+    assert (before.num_waiting, before.num_active) == (3, 0)
+    desk.engine.step()
+    assert (desk.engine.stats().num_waiting, desk.engine.stats().num_active) == (1, 1)
+    desk.engine.cancel(asked[0].work)
+    desk.run()
+    after = desk.engine.stats()
+    assert after.num_steps == len(desk.transformer.batches) == sum(after.step.counts)
+    assert after.num_batch_tokens == sum(map(sum, desk.transformer.batches))
+    assert after.num_batch_sequences == sum(map(len, desk.transformer.batches))
+    assert sum(after.queue.counts) == 3
+    assert sum(after.first_token.counts) == 2
+    assert after.cache.num_misses == 3
+    assert after.cache.num_used == after.cache.num_cached > 0
 
 
 # ---- ends --------------------------------------------------------------------------------------
@@ -98,18 +177,36 @@ def test_ignore_eos_goes_on_and_never_draws_an_end_token() -> None:
 
 
 @pytest.mark.parametrize("num_predict", [-1, -2, 0, 1000])
-def test_without_a_smaller_limit_an_answer_ends_where_the_context_does(num_predict: int) -> None:
-    desk = Desk(num_ctx=10)
+@pytest.mark.parametrize("may_shift", [True, False])
+def test_an_answer_whose_context_is_not_shifted_ends_where_it_does(num_predict: int, may_shift: bool) -> None:
+    desk = Desk(num_ctx=10, can_shift=not may_shift)
     desk.transformer.next_logits = lambda _: alphabet(ord("k"))
-    asked = desk.complete("abcd", num_predict=num_predict)
+    asked = desk.complete("abcd", request={"shift": may_shift}, num_predict=num_predict)
     desk.run()
     assert asked.text == "l" * 7  # the last one takes no cell
     assert asked.final["done_reason"] == "length"
 
 
-def test_a_prompt_that_fills_the_context_gets_one_token() -> None:
+def test_an_answer_longer_than_the_context_shifts_it() -> None:
     desk = Desk(num_ctx=10)
-    asked = desk.complete("abcdefghij")
+    asked = desk.complete("abcd", num_predict=20, num_keep=2)
+    desk.run()
+    assert asked.text == "efghijklmnopqrstuvwx"
+    assert asked.final["done_reason"] == "length"
+    assert desk.transformer.shifts == [-4, -4, -4, -4]  # 10 are full; 2 stay, and half of the rest
+
+
+def test_an_answer_without_end_ends_after_ten_contexts() -> None:
+    desk = Desk(num_ctx=10)
+    desk.transformer.next_logits = lambda _: alphabet(ord("k"))
+    asked = desk.complete("abcd", num_predict=-1)
+    desk.run()
+    assert (len(asked.text), asked.final["done_reason"]) == (100, "length")
+
+
+def test_a_prompt_that_fills_the_context_gets_one_token_where_nothing_shifts() -> None:
+    desk = Desk(num_ctx=10)
+    asked = desk.complete("abcdefghij", request={"shift": False})
     desk.run()
     assert (asked.text, asked.final["done_reason"]) == ("k", "length")
     assert "truncated" not in asked.final

@@ -7,22 +7,29 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # for real_devices.py
+
+from real_devices import RealDevices, real_devices
+
 from runner.footprint import DeviceName
 from runner.protocol import DeviceMemory, Health, LoadRequest, LoadResponse, Memory, Operation, Status
 from scheduler.client import RunnerClient
 from scheduler.devices import GPU, Machine, SystemMemory
-from scheduler.options import ModelFile, ModelHeader
+from scheduler.options import LoadOptions, ModelFile, ModelHeader
 from scheduler.process import RunnerProcess
+from scheduler.resident import RunningModel
 from scheduler.scheduler import Scheduler, SchedulerSettings
 from scheduler.spawn import Started
 
 GIB = 2**30
+NO_OPTIONS = LoadOptions()
 FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
 
 
@@ -137,7 +144,7 @@ class World:
     def __init__(self, gpus: dict[str, int] | None = None, **settings: Any) -> None:
         self.clock = ScriptedClock()
         self.total_bytes = 64 * GIB
-        self.gpus = gpus or {}
+        self.gpus = dict(gpus or {})
         self.late_looks = 0
         self.num_looks = 0
         self.at_start: Callable[[str], None] = lambda name: None
@@ -160,6 +167,29 @@ class World:
     @staticmethod
     def model(name: str) -> ModelFile:
         return ModelFile(name, Path("/models") / f"{name}.gguf", digest=name, size_bytes=1)
+
+    async def use(
+        self,
+        name: str,
+        options: LoadOptions = NO_OPTIONS,
+        keep_alive_s: float | None = None,
+    ) -> RunningModel:
+        """One request that takes no time."""
+        async with self.scheduler.acquire(self.model(name), options, keep_alive_s) as running:
+            return running
+
+    def start(self, name: str, *rest: Any) -> asyncio.Task[RunningModel]:
+        """``use``, while the test goes on."""
+        return asyncio.create_task(self.use(name, *rest))
+
+    def committed(self) -> set[str]:
+        """Models that have their memory."""
+        return {name for name, started in self.started if started.client.memory and started.client.requests}
+
+    @staticmethod
+    def devices(running: RunningModel) -> list[str]:
+        """Ids of the GPUs that have a layer."""
+        return [share.id for share in running.layout]
 
     def hold(self, name: str) -> asyncio.Event:
         """The next load of this model is not done before the event is set."""
@@ -263,6 +293,12 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
                 await asyncio.sleep(0.001)
 
     return wait
+
+
+@pytest.fixture
+def on() -> Callable[[str], AbstractAsyncContextManager[RealDevices]]:
+    """``async with on("sim:9MiB,sim:9MiB") as world``: a scheduler with real runners."""
+    return real_devices
 
 
 class Fake:

@@ -4,9 +4,11 @@ say_first: [line]             printed at once
 exit_before_listening: int    exit status, before anything is answered
 ignore_sigterm: bool
 die_in_operation: int         exits with 1 when this load operation comes
+refuse_alloc: str             why memory cannot be had
 load_polls: int, stall: bool  how often /health says "loading" after commit; for ever
 die_in_health: bool           exits with 3 while loading
 status: int, error: str       what a completion is refused with
+stats: {…}                    what /stats answers
 tokens: int, pace_s: float    lines of a completion, and the time between two
 die_after: int                exits after so many lines, having said ``say``: by SIGKILL if ``by_kill``
 close_after: int              only hangs up
@@ -76,11 +78,14 @@ class FakeRunner:
                 print("out of memory: tried to allocate 12 GiB", flush=True)
                 os._exit(1)
             self.status = 3 if request["operation"] == 2 else self.status
-            return 200, {"success": True, "memory": MEMORY, "message": ""}
+            refusal = self.script.get("refuse_alloc", "") if request["operation"] == 1 else ""
+            return 200, {"success": not refusal, "memory": MEMORY, "message": refusal}
         if path == "/seen":
             return 200, {"seen": self.seen, "cut_off": self.cut_off}
         if path == "/tokenize":
             return 200, {"tokens": [ord(c) for c in request["text"]]}
+        if path == "/stats" and "stats" in self.script:
+            return 200, self.script["stats"]
         if path == "/environment":
             return 200, dict(os.environ)
         return 404, {"error": f"no {path}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
@@ -11,7 +12,7 @@ from scheduler.bring_up import bring_up
 from scheduler.client import RunnerClient
 from scheduler.clock import SystemClock
 from scheduler.devices import Machine, SystemMemory
-from scheduler.errors import LoadTimeoutError, RunnerExitedError, RunnerUnreachableError
+from scheduler.errors import LayoutNotAllocatedError, LoadTimeoutError, RunnerExitedError, RunnerUnreachableError
 from scheduler.layout import LayoutRules, unknown_memory
 from scheduler.load import Situation
 
@@ -34,6 +35,13 @@ async def test_death_in_an_operation_tells_why(start_fake, operation):
     started = await start_fake(die_in_operation=int(operation))
     with pytest.raises((RunnerExitedError, RunnerUnreachableError), match=r"out of memory: tried to allocate 12 GiB"):
         await bring(started)
+
+
+async def test_memory_that_cannot_be_had_is_told_in_the_log(start_fake, caplog):
+    caplog.set_level(logging.INFO, "scheduler.load")
+    with pytest.raises(LayoutNotAllocatedError, match=r"9 bytes asked, 1 bytes free"):
+        await bring(await start_fake(refuse_alloc="9 bytes asked, 1 bytes free"))
+    assert caplog.messages == ["0 layers on GPUs did not fit: 9 bytes asked, 1 bytes free"]
 
 
 async def test_death_while_the_weights_are_read(start_fake):

@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 
 from runner.footprint import DeviceName, footprint
-from runner.gguf import open_gguf
+from runner.gguf import StringArray, open_gguf
 from runner.protocol import DeviceLayers, LoadRequest, Operation
 from scheduler import estimate as module
 from scheduler.errors import ModelFileError
 from scheduler.estimate import Estimator
 from tools.check_estimate import compare
+from tools.gguf_writer import Tensor, write_split_gguf
 from tools.make_gguf import RECIPES, SHAPES, write_model
 from tools.tiny_models import write_tiny_model
 
@@ -116,6 +117,21 @@ def test_a_file_that_changed_is_read_again(demo_model, tmp_path):
     os.utime(path, ns=(1, 1))
     with pytest.raises(ModelFileError):
         estimator.header(path)
+
+
+def test_every_file_of_a_split_set_is_looked_at(demo_model, tmp_path):
+    with open_gguf(demo_model) as gguf:
+        tensors = [Tensor(t.name, t.type.name, t.shape, gguf.data(t.name)) for t in gguf.tensors.values()]
+        metadata = {key: list(each) if isinstance(each, StringArray) else each for key, each in gguf.metadata.items()}
+    shards = write_split_gguf(tmp_path / "m.gguf", metadata, tensors, num_shards=3)
+    estimator = Estimator()
+    assert estimator.memory(shards[0], FIT) == estimator.memory(demo_model, FIT)
+    shards[2].write_bytes(shards[1].read_bytes())
+    with pytest.raises(ModelFileError, match=r"the set needs 2, 3"):
+        estimator.memory(shards[0], FIT)
+    shards[2].unlink()
+    with pytest.raises(ModelFileError, match=r"a file of the set is missing"):
+        estimator.memory(shards[0], FIT)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"PK\x03\x04" + b"x" * 100])

@@ -15,11 +15,6 @@ GIB = 2**30
 ENDS = ("loaded", "load_failed", "evicted", "crashed", "unloaded")
 
 
-async def use(world, name, options=LoadOptions(), keep_alive_s=None):  # noqa: B008
-    async with world.scheduler.acquire(world.model(name), options, keep_alive_s):
-        pass
-
-
 def test_nobody_hears_everything() -> None:
     def methods(kind: type) -> dict[str, inspect.Signature]:
         return {n: inspect.signature(m) for n, m in inspect.getmembers(kind, inspect.isfunction) if n[0] != "_"}
@@ -30,7 +25,7 @@ def test_nobody_hears_everything() -> None:
 async def test_a_load_tells_its_time_and_its_parts(new_world, until):
     world = new_world()
     gate = world.hold("a")
-    request = asyncio.create_task(use(world, "a"))
+    request = world.start("a")
     await until(lambda: world.started and world.started[0][1].client.requests)
     world.clock.seconds += 7
     gate.set()
@@ -46,7 +41,7 @@ async def test_a_load_tells_its_time_and_its_parts(new_world, until):
 async def test_the_queue_is_told_as_it_grows_and_shrinks(new_world, until):
     world = new_world()
     gate = world.hold("a")
-    requests = [asyncio.create_task(use(world, "a")) for _ in range(2)]
+    requests = [world.start("a") for _ in range(2)]
     await until(lambda: world.started)
     world.clock.seconds += 3
     gate.set()
@@ -58,9 +53,9 @@ async def test_the_queue_is_told_as_it_grows_and_shrinks(new_world, until):
 
 async def test_a_loaded_model_does_not_queue(new_world):
     world = new_world()
-    await use(world, "a")
+    await world.use("a")
     world.observer.events.clear()
-    await use(world, "a")
+    await world.use("a")
     assert world.observer.events == []
 
 
@@ -68,14 +63,14 @@ async def test_a_failed_load_tells_its_error(new_world):
     world = new_world()
     error = world.failures["a"] = LoadError("no")
     with pytest.raises(LoadError):
-        await use(world, "a")
+        await world.use("a")
     assert world.observer.of(*ENDS) == [("load_failed", "a", error)]
 
 
 async def test_a_process_that_ends_while_it_loads_is_a_crash_and_a_failed_load(new_world, until):
     world = new_world()
     world.hold("a")
-    request = asyncio.create_task(use(world, "a"))
+    request = world.start("a")
     await until(lambda: world.started)
     world.processes("a")[0].die(-9)
     with pytest.raises(RunnerExitedError):
@@ -85,7 +80,7 @@ async def test_a_process_that_ends_while_it_loads_is_a_crash_and_a_failed_load(n
 
 async def test_a_process_that_ends_later_is_a_crash(new_world, until):
     world = new_world()
-    await use(world, "a")
+    await world.use("a")
     world.processes("a")[0].die(-9)
     await until(lambda: not world.names() and world.observer.of("unloaded"))
     assert world.observer.of(*ENDS)[1:] == [("crashed", "a"), ("unloaded", "a", Unload.CRASHED)]
@@ -98,23 +93,23 @@ async def test_a_process_that_ends_later_is_a_crash(new_world, until):
 async def test_an_eviction_tells_why_and_what_it_frees(new_world, settings, size, reason):
     world = new_world(**settings)
     world.sizes.update(a=size, b=size)
-    await use(world, "a")
-    await use(world, "b")
+    await world.use("a")
+    await world.use("b")
     assert world.observer.of("evicted") == [("evicted", "a", reason, size)]
     assert world.observer.of("unloaded") == [("unloaded", "a", Unload.EVICTED)]
 
 
 async def test_every_other_end_has_its_reason(new_world, until):
     world = new_world(keep_alive_s=60)
-    await use(world, "expired")
+    await world.use("expired")
     world.clock.advance(61)
     await until(lambda: world.num_alive() == 0)
-    await use(world, "asked", keep_alive_s=0)
+    await world.use("asked", keep_alive_s=0)
     await until(lambda: world.num_alive() == 0)
-    await use(world, "unloaded")
+    await world.use("unloaded")
     await world.scheduler.unload(world.model("unloaded"))
-    await use(world, "reload", LoadOptions(num_ctx=1024))
-    await use(world, "reload", LoadOptions(num_ctx=4096))
+    await world.use("reload", LoadOptions(num_ctx=1024))
+    await world.use("reload", LoadOptions(num_ctx=4096))
     await world.scheduler.close()
     assert world.observer.of("unloaded") == [
         ("unloaded", "expired", Unload.EXPIRED),
@@ -128,7 +123,7 @@ async def test_every_other_end_has_its_reason(new_world, until):
 async def test_a_load_that_shutdown_ends_is_told_once(new_world, until):
     world = new_world()
     world.hold("a")
-    request = asyncio.create_task(use(world, "a"))
+    request = world.start("a")
     await until(lambda: world.started)
     await world.scheduler.close()
     with pytest.raises(SchedulerError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -184,13 +185,15 @@ async def test_backoff_climbs_and_succeeds():
     assert num_placed(loaded.layout) == 7
 
 
-async def test_backoff_runs_out_and_says_why():
+async def test_backoff_runs_out_and_says_why(caplog):
+    caplog.set_level(logging.INFO)
     runner = ScriptedRunner(model([100] * 10), refuses=lambda request: "asked 100 bytes, 0 free")
     with pytest.raises(LayoutNotAllocatedError) as caught:
         await load(runner, situation())
     assert str(caught.value) == "memory layout cannot be allocated: asked 100 bytes, 0 free"
     assert runner.posts[-1] == (CLOSE, 0)
     assert [count for operation, count in runner.posts[:-1]] == list(range(10, -1, -1))
+    assert caplog.messages == []  # a plan rehearses the same, and says nothing of it
 
 
 async def test_success_false_without_gpus_says_why():

@@ -135,7 +135,8 @@ def test_cache_type_and_sequences():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (LoadOptions(kv_cache_type="q8_0"), "kv_cache_type must be one of f16, f32, found 'q8_0'"),
+        (LoadOptions(kv_cache_type="q5_1"), "kv_cache_type must be one of f16, bf16, f32, q8_0, q4_0, found 'q5_1'"),
+        (LoadOptions(kv_cache_type=("f16", "q9")), "found 'q9'"),
         (LoadOptions(num_parallel=1025), "num_parallel must be at most 1024, found 1025"),
         (LoadOptions(num_parallel=0), "num_parallel must be at least 1, found 0"),
     ],
@@ -170,13 +171,12 @@ def test_the_number_of_sequences_is_left_open_or_not(option, setting, is_auto, n
     assert resolve(options, HEADER, settings).num_parallel == number
 
 
-def test_keys_and_values_may_be_named_apart_but_must_be_the_same():
+def test_keys_and_values_may_have_types_of_their_own():
     assert resolve(LoadOptions(kv_cache_type=("f32", "f32")), HEADER, SchedulerSettings()).kv_cache_type == "f32"
     assert not reloads(LoadOptions(kv_cache_type="f32"), LoadOptions(kv_cache_type=("f32", "f32")))
-    with pytest.raises(SettingsError, match="must be the same for keys and values, found f16 and f32"):
-        resolve(LoadOptions(kv_cache_type=("f16", "f32")), HEADER, SchedulerSettings())
-    with pytest.raises(SettingsError, match="found 'q8_0'"):
-        resolve(LoadOptions(kv_cache_type=("f16", "q8_0")), HEADER, SchedulerSettings())
+    request = resolve(LoadOptions(kv_cache_type=("q8_0", "q4_0")), HEADER, SchedulerSettings())
+    assert (request.key_cache_type, request.value_cache_type) == ("q8_0", "q4_0")
+    assert reloads(LoadOptions(kv_cache_type=("q8_0", "q4_0")), LoadOptions(kv_cache_type=("q4_0", "q8_0")))
 
 
 @pytest.mark.parametrize("asked", [True, False, "auto"])

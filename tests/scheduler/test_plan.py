@@ -14,7 +14,8 @@ from scheduler.estimate import Estimator, device_names
 from scheduler.hypothetical import parse_hypothetical
 from scheduler.layout import num_placed
 from scheduler.options import LoadOptions
-from scheduler.plan import Case, largest_num_ctx, make_plan, request_for
+from scheduler.plan import largest_num_ctx, make_plan, request_for
+from scheduler.rehearsal import Case
 from scheduler.settings import SchedulerSettings
 from tools.make_gguf import RECIPES, SHAPES, write_model
 
@@ -134,13 +135,6 @@ def test_without_gpus_sequences_take_at_most_half_of_free_memory(estimator, demo
         assert request_for(estimator, asked).num_parallel == number
 
 
-def test_main_gpu_is_tried_first(estimator, demo_model):
-    plan = make_plan(estimator, case(demo_model, "sim:32MiB,sim:16MiB", num_ctx=128, main_gpu=1))
-    assert [share.id for share in plan.layout] == ["sim1"]
-    plan = make_plan(estimator, case(demo_model, "sim:32MiB,sim:16MiB", num_ctx=128, main_gpu=7))
-    assert [share.id for share in plan.layout] == ["sim0"]
-
-
 def test_num_gpu_is_kept_and_fits_wholly_means_that_many(estimator, header):
     plan = make_plan(estimator, case(header("llama-70b"), "24GiB,24GiB", num_gpu=20))
     assert num_placed(plan.layout) == 20
@@ -159,8 +153,8 @@ def test_too_little_host_memory_fails_as_the_load_would(estimator, header):
 
 
 def test_bad_options_and_files(estimator, demo_model, tmp_path):
-    with pytest.raises(SettingsError, match="kv_cache_type must be one of f16, f32, found 'q8_0'"):
-        make_plan(estimator, case(demo_model, "cpu", kv_cache_type="q8_0"))
+    with pytest.raises(SettingsError, match=r"kv_cache_type must be one of f16, .*, found 'q5_1'"):
+        make_plan(estimator, case(demo_model, "cpu", kv_cache_type="q5_1"))
     with pytest.raises(ModelFileError):
         make_plan(estimator, case(tmp_path / "none.gguf", "cpu"))
 

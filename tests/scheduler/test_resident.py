@@ -5,16 +5,11 @@ from __future__ import annotations
 import asyncio
 
 
-async def use(world, name):
-    async with world.scheduler.acquire(world.model(name)):
-        pass
-
-
 async def test_a_model_that_loads_is_seen_with_its_progress(new_world, until):
     world = new_world()
     gate = world.hold("a")
     world.progress["a"] = [0.25, 0.5]
-    request = asyncio.create_task(use(world, "a"))
+    request = world.start("a")
     await until(lambda: world.scheduler.residents())
     await until(lambda: world.scheduler.residents()[0].progress == 0.5)
     (seen,) = world.scheduler.residents()
@@ -33,7 +28,7 @@ async def test_a_model_that_waits_for_its_turn_is_loading(new_world, until):
     world = new_world()
     gate = world.hold("a")
     world.sizes.update(a=40 * 2**30, b=40 * 2**30)
-    requests = [asyncio.create_task(use(world, name)) for name in "ab"]
+    requests = [world.start(name) for name in "ab"]
     await until(lambda: world.started)
     assert {(seen.model.name, seen.state, seen.progress) for seen in world.scheduler.residents()} >= {
         ("b", "loading", 0.0)
@@ -45,7 +40,7 @@ async def test_a_model_that_waits_for_its_turn_is_loading(new_world, until):
 async def test_a_model_that_must_go_while_it_is_used_is_stopping(new_world, until):
     world = new_world(max_loaded_models=1)
     async with world.scheduler.acquire(world.model("a")):
-        other = asyncio.create_task(use(world, "b"))
+        other = world.start("b")
         await until(lambda: any(seen.state == "stopping" for seen in world.scheduler.residents()))
         (seen,) = (seen for seen in world.scheduler.residents() if seen.state == "stopping")
         assert seen.model.name == "a"
@@ -56,6 +51,6 @@ async def test_a_model_that_must_go_while_it_is_used_is_stopping(new_world, unti
 
 async def test_a_model_whose_process_has_died_is_not_ready(new_world):
     world = new_world()
-    await use(world, "a")
+    await world.use("a")
     world.processes("a")[0].die(-9)
     assert [seen.state for seen in world.scheduler.residents()] == ["stopping"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,14 @@ from scheduler.scheduler import LoadOptions, ModelFile, ModelState
 MEMORY = protocol.Memory(
     input_weights=10, cpu=protocol.DeviceMemory(id="cpu", library="cpu", weights=(5,), cache=(3,), graph=2)
 )
+STATS = protocol.RunnerStats(
+    num_waiting=5, num_active=3, num_parallel=4, num_steps=10, num_batch_sequences=20, num_batch_tokens=700,
+    cache=protocol.CacheStats(
+        num_cells=1000, num_used=370, num_shared=40, num_cached=50, fragmentation=0.25, num_defragmentations=2,
+        moved_bytes=4096, num_prefixes=6, num_hits=7, num_misses=8, num_reused_tokens=90,
+    ),
+    step=protocol.Histogram(bounds=(0.01, 0.1), counts=(4, 5, 1), total_s=0.75),
+)  # fmt: skip
 END = {
     "done": True, "done_reason": "stop", "prompt_eval_count": 3, "prompt_eval_cached": 1, "prompt_eval_duration": 5,
     "eval_count": 2, "eval_duration": 6, "prompt_tokens": [1, 2, 3],
@@ -33,7 +42,7 @@ def without_logprobs(line: Any) -> Any:
 
 
 class Lines:
-    """A completion's lines; an exception among them is raised in its place."""
+    """A completion's lines; an exception among them is raised in its place, a function asked for what it is."""
 
     def __init__(self, script: Sequence[Any]) -> None:
         self._script = iter(script)
@@ -43,7 +52,12 @@ class Lines:
         return self
 
     async def __anext__(self) -> bytes:
+        await asyncio.sleep(0)
         line = next(self._script, None)
+        if callable(line):
+            line = line()
+            if line is None:
+                return await self.__anext__()
         if line is None:
             raise StopAsyncIteration
         if isinstance(line, Exception):
@@ -68,6 +82,9 @@ class StandInScheduler:
         self.streams: list[Lines] = []
         self.num_held = 0
         self.loading: list[ModelState] = []
+        self.num_parallel = 4
+        self.stats_answer: Any = STATS  # or an exception
+        self.is_closed = False
 
     @asynccontextmanager
     async def acquire(
@@ -98,8 +115,9 @@ class StandInScheduler:
     def _running(self, model: ModelFile) -> SimpleNamespace:
         moment = datetime(2030, 1, 2, tzinfo=UTC)
         return SimpleNamespace(
-            model=model, client=self, memory=MEMORY, layout=(), num_ctx=self.num_ctx, expires_at=moment
-        )
+            model=model, client=self, memory=MEMORY, layout=(), num_ctx=self.num_ctx, expires_at=moment,
+            num_parallel=self.num_parallel,
+        )  # fmt: skip
 
     # ---- RunnerClient: a token is a byte ---------------------------------------------------------
 
@@ -108,6 +126,11 @@ class StandInScheduler:
         with_logprobs = request.top_logprobs is not None
         self.streams.append(Lines([line if with_logprobs else without_logprobs(line) for line in self.script]))
         return self.streams[-1]
+
+    async def stats(self) -> protocol.RunnerStats:
+        if isinstance(self.stats_answer, Exception):
+            raise self.stats_answer
+        return self.stats_answer
 
     async def tokenize(self, request: protocol.TokenizeRequest) -> protocol.TokenizeResponse:
         return protocol.TokenizeResponse(tokens=tuple(request.text.encode()))

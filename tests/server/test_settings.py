@@ -69,6 +69,13 @@ def test_the_number_of_sequences_may_be_left_to_the_server(text: str, number: in
     assert Settings.from_environment({"SHALE_NUM_PARALLEL": text}).num_parallel == number
 
 
+@pytest.mark.parametrize(
+    ("text", "types"), [("", "f16"), ("F32", "f32"), ("f32,f16", ("f32", "f16")), ("f32, f32", "f32")]
+)
+def test_the_type_of_the_cache_is_one_or_two(text: str, types: object) -> None:
+    assert Settings.from_environment({"OLLAMA_KV_CACHE_TYPE": text}).kv_cache_type == types
+
+
 def test_no_load_timeout_means_for_ever() -> None:
     assert Settings.from_environment({"SHALE_LOAD_TIMEOUT": "0"}).load_timeout_s == math.inf
 
@@ -88,6 +95,9 @@ def test_the_home_directory_is_filled_in() -> None:
         ("SHALE_CPU_ISA", "mmx", "avx512vnni"),
         ("SHALE_KEEP_ALIVE", "soon", "seconds"),
         ("SHALE_DEBUG", "maybe", "1 or 0"),
+        ("SHALE_KV_CACHE_TYPE", "q9", "f16"),
+        ("SHALE_KV_CACHE_TYPE", "f16,q9", "f16"),
+        ("SHALE_KV_CACHE_TYPE", "f16,f16,f16", "keys and of values"),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_variable_value_and_what_is_allowed(

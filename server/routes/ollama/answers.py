@@ -95,7 +95,8 @@ def _ending(final: Final, tokens: Sequence[int], ending: Ending) -> dict[str, An
         "eval_duration": final.eval_duration,
     }
     named = {name: count for name, count in counts.items() if count}  # Ollama leaves out what is 0
-    return {"done": True, "done_reason": final.done_reason, **ending(final, tokens), **named, **final.notes}
+    cached = {"prompt_eval_cached": final.prompt_eval_cached}  # an addition; 0 says that the cache had nothing
+    return {"done": True, "done_reason": final.done_reason, **ending(final, tokens), **named, **cached, **final.notes}
 
 
 def _logprobs(logprobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

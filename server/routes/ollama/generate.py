@@ -63,6 +63,7 @@ def completion_request(body: CompletionFields, options: Options, prompt: str | t
         top_logprobs=body.num_logprobs,
         truncate=body.truncate is not False,
         shift=body.shift is not False,
+        cache_prompt=options.cache_prompt,
         return_prompt_tokens=isinstance(body, GenerateRequest) and not body.raw,
     )
 

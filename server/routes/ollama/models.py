@@ -11,8 +11,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from runner.gguf import GGUFFile, StringArray, open_gguf
+from runner.protocol import RunnerStats
 from scheduler.report import device_rows, vram_bytes
 from scheduler.scheduler import ModelState, RunningModel
+from scheduler.stats import poll
 from server import version
 from server.catalog import Entry, clean_text, human_count
 from server.errors import ModelNotFoundError
@@ -54,8 +56,10 @@ async def ps(request: Request) -> Response:
     """Models that are loading, loaded or stopping, the one that stays longest first."""
     service = service_of(request)
     known = {entry.name: entry for entry in await asyncio.to_thread(service.catalog.entries)}
+    stats = await poll(service.scheduler.residents())
     residents = service.scheduler.residents()
-    return json_response({"models": [_resident(each, known.get(each.model.name)) for each in residents]})
+    rows = [_resident(each, known.get(each.model.name), stats.get(each.model.name)) for each in residents]
+    return json_response({"models": rows})
 
 
 @router.post("/api/show")
@@ -95,10 +99,10 @@ def _tag(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _resident(resident: ModelState, entry: Entry | None) -> dict[str, Any]:
+def _resident(resident: ModelState, entry: Entry | None, stats: RunnerStats | None) -> dict[str, Any]:
     """What is not known yet of a model that is loading is left out, as Ollama's clients expect of what is empty.
 
-    ``entry`` is None for a model whose file has gone meanwhile.
+    ``entry`` is None for a model whose file has gone meanwhile, ``stats`` where its runner does not answer in time.
     """
     answer = {
         "name": resident.model.name,
@@ -111,7 +115,9 @@ def _resident(resident: ModelState, entry: Entry | None) -> dict[str, Any]:
     }
     if resident.num_ctx is not None:
         answer["context_length"] = resident.num_ctx
-    return answer | (_measured(resident.running) if resident.running else {})
+    if resident.running is None:
+        return answer
+    return answer | _measured(resident.running) | (_engine(stats) if stats else {})
 
 
 def _measured(running: RunningModel) -> dict[str, Any]:
@@ -120,6 +126,29 @@ def _measured(running: RunningModel) -> dict[str, Any]:
         "size_vram": vram_bytes(running.memory),
         "devices": device_rows(running.memory, running.layout),
     }
+
+
+def _engine(stats: RunnerStats) -> dict[str, Any]:
+    """What the engine is doing. A model that needs no cache (bidirectional attention) has no ``cache``."""
+    sequences = {"active": stats.num_active, "waiting": stats.num_waiting, "parallel": stats.num_parallel}
+    cache = stats.cache
+    if not cache.num_cells:
+        return {"sequences": sequences}
+    cells = {
+        "cells": cache.num_cells,
+        "used": cache.num_used,
+        "free": cache.num_cells - cache.num_used,
+        "shared": cache.num_shared,
+        "cached": cache.num_cached,
+        "fragmentation": round(cache.fragmentation, 4),
+        "defragmentations": cache.num_defragmentations,
+        "moved_bytes": cache.moved_bytes,
+        "prefixes": cache.num_prefixes,
+        "prefix_hits": cache.num_hits,
+        "prefix_misses": cache.num_misses,
+        "reused_tokens": cache.num_reused_tokens,
+    }
+    return {"sequences": sequences, "cache": cells}
 
 
 def _show(entry: Entry, verbose: bool) -> dict[str, Any]:

@@ -58,40 +58,42 @@ class Frame:
         }
 
 
-async def answer(
-    request: Request, service: Service, body: GenerationRequest, job: Job, choices: Choices, num_choices_per_prompt: int
-) -> Response:
+async def answer(request: Request, service: Service, body: GenerationRequest, job: Job, choices: Choices) -> Response:
     """Run the job and answer as ``body.stream`` asks for (whole where it does not say)."""
     pieces = run(service, job)
     answer_id = f"{choices.id_prefix}-{secrets.token_hex(12)}"
     if body.stream:
         frame = Frame(answer_id, choices.chunk_object_name, body.model)
-        events = _events(frame, pieces, choices, body.has_usage_chunk, num_choices_per_prompt)
+        events = _events(frame, pieces, choices, body.has_usage_chunk, job.num_choices)
         return await streamed(request, events, _same, _failure_event, EVENT_STREAM)
     found = await watched(request, wholes(pieces))
     frame = Frame(answer_id, choices.object_name, body.model)
     ends = [whole.end for whole in found]
     rows = [choices.whole(index, whole) for index, whole in enumerate(found)]
-    return json_response(frame.around(rows, usage=usage(ends, num_choices_per_prompt), **_notes(ends)))
+    return json_response(frame.around(rows, usage=usage(ends, job.num_choices), **_notes(ends)))
 
 
-def usage(ends: Sequence[Final], num_choices_per_prompt: int) -> dict[str, Any]:
-    """Tokens of the whole answer; a prompt with several choices counts once."""
-    prompts = ends[::num_choices_per_prompt]
-    num_prompt = sum(end.prompt_eval_count for end in prompts)
+def usage(ends: Sequence[Final], num_choices: int) -> dict[str, Any]:
+    """Tokens of the whole answer, from the ends of all choices in order; each prompt has ``num_choices`` of them.
+
+    A prompt counts once, and of its tokens those as cached that none of its choices had to compute.
+    """
+    prompts = [ends[start : start + num_choices] for start in range(0, len(ends), num_choices)]
+    num_prompt = sum(choices[0].prompt_eval_count for choices in prompts)
+    num_cached = sum(min(choice.prompt_eval_cached for choice in choices) for choices in prompts)
     num_completion = sum(end.eval_count for end in ends)
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_completion,
         "total_tokens": num_prompt + num_completion,
-        "prompt_tokens_details": {"cached_tokens": sum(end.prompt_eval_cached for end in prompts)},
+        "prompt_tokens_details": {"cached_tokens": num_cached},
     }
 
 
 async def _events(
-    frame: Frame, pieces: AsyncGenerator[Piece, None], choices: Choices, has_usage: bool, num_choices_per_prompt: int
+    frame: Frame, pieces: AsyncGenerator[Piece, None], choices: Choices, has_usage: bool, num_choices: int
 ) -> AsyncGenerator[bytes, None]:
-    ends: list[Final] = []
+    ends: dict[int, Final] = {}
     null_usage: dict[str, Any] = {"usage": None} if has_usage else {}
     async with aclosing(pieces):
         async for piece in pieces:
@@ -99,9 +101,10 @@ async def _events(
             for choice in choices.chunks(piece):
                 yield _event(frame.around([choice], **null_usage, **notes))
             if piece.final:
-                ends.append(piece.final)
+                ends[piece.choice] = piece.final
     if has_usage:
-        yield _event(frame.around([], usage=usage(ends, num_choices_per_prompt)))
+        in_order = [ends[choice] for choice in sorted(ends)]
+        yield _event(frame.around([], usage=usage(in_order, num_choices)))
     yield DONE
 
 

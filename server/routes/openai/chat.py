@@ -38,8 +38,8 @@ async def chat_completions(request: Request) -> Response:
         requests = [_request(body, prompt.value, sampling) for sampling in samplings]
         return [Prepared(each, prompt.truncated_messages, prompt.truncated_tokens) for each in requests]
 
-    job = Job(entry, body.loading, body.keep_alive, prepare)
-    return await answer(request, service, body, job, ChatChoices(bool(body.return_token_ids)), len(samplings))
+    job = Job(entry, body.loading, body.keep_alive, prepare, len(samplings))
+    return await answer(request, service, body, job, ChatChoices(bool(body.return_token_ids)))
 
 
 def _request(

@@ -36,8 +36,8 @@ async def completions(request: Request) -> Response:
         prompts = [await _prompt(running, given) for given in body.prompt]
         return [_prepared(body, prompt, sampling) for prompt in prompts for sampling in samplings]
 
-    job = Job(entry, body.loading, body.keep_alive, prepare)
-    return await answer(request, service, body, job, TextChoices(bool(body.return_token_ids)), len(samplings))
+    job = Job(entry, body.loading, body.keep_alive, prepare, len(samplings))
+    return await answer(request, service, body, job, TextChoices(bool(body.return_token_ids)))
 
 
 async def _prompt(running: RunningModel, given: GivenPrompt) -> Prompt:

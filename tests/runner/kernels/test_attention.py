@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from runner.kernels import _cpu
-from runner.kernels.reference import ReferenceKernels
+from runner.cache_types import CACHE_TYPES
+from runner.kernels import CacheTensor, _cpu
+from tests.runner.kernels.caches import REFERENCE, empty_like, filled, twin
 
-REFERENCE = ReferenceKernels()
+BOTH_FLOAT = [("f16", "f16"), ("f32", "f32")]
+PAIRS = list(product(CACHE_TYPES, CACHE_TYPES))
 
 
 @dataclass(frozen=True)
@@ -21,22 +25,21 @@ class Problem:
     """The inputs of one call: sequences lie one after the other in ``cells``, each row belongs to one of them."""
 
     q: np.ndarray  # (T, H, D)
-    k_cache: np.ndarray  # (cells, KH, D)
-    v_cache: np.ndarray  # (cells, KH, DV)
+    keys: CacheTensor  # (KH, D)
+    values: CacheTensor  # (KH, DV)
     cells: np.ndarray
     rows: np.ndarray  # (T, 3)
     softcap: float = 0.0
 
     def run(self) -> np.ndarray:
-        out = np.full((len(self.q), self.q.shape[1], self.v_cache.shape[2]), np.nan, np.float32)
-        scale = self.q.shape[2] ** -0.5
-        _cpu.attention(self.q, self.k_cache, self.v_cache, self.cells, self.rows, scale, self.softcap, out)
-        return out
+        return self._run(_cpu.attention, self.keys, self.values)
 
     def expected(self) -> np.ndarray:
-        out = np.empty((len(self.q), self.q.shape[1], self.v_cache.shape[2]), np.float32)
-        scale = self.q.shape[2] ** -0.5
-        REFERENCE.attention(self.q, self.k_cache, self.v_cache, self.cells, self.rows, scale, self.softcap, out)
+        return self._run(REFERENCE.attention, twin(self.keys), twin(self.values))
+
+    def _run(self, attention: Callable[..., None], keys: CacheTensor, values: CacheTensor) -> np.ndarray:
+        out = np.full((len(self.q), self.q.shape[1], values.length), np.nan, np.float32)
+        attention(self.q, keys, values, self.cells, self.rows, self.q.shape[2] ** -0.5, self.softcap, out)
         return out
 
     def take(self, rows: np.ndarray) -> Problem:
@@ -44,16 +47,16 @@ class Problem:
 
     def move_cells(self, rng: np.random.Generator) -> Problem:
         """The same keys and values in other cells."""
-        new_cell = rng.permutation(len(self.k_cache)).astype(np.int32)
-        k_cache, v_cache = np.empty_like(self.k_cache), np.empty_like(self.v_cache)
-        k_cache[new_cell], v_cache[new_cell] = self.k_cache, self.v_cache
-        return replace(self, k_cache=k_cache, v_cache=v_cache, cells=new_cell[self.cells])
+        new_cell = rng.permutation(self.keys.num_cells).astype(np.int32)
+        keys, values = empty_like(self.keys), empty_like(self.values)
+        keys.rows[new_cell], values.rows[new_cell] = self.keys.rows, self.values.rows
+        return replace(self, keys=keys, values=values, cells=new_cell[self.cells])
 
 
 def problem(
     rows: list[tuple[int, int, int]],
     shape: tuple[int, int, int, int] = (4, 2, 32, 32),
-    dtype: type = np.float16,
+    types: tuple[str, str] = ("f16", "f16"),
     softcap: float = 0.0,
     seed: int = 0,
 ) -> Problem:
@@ -63,8 +66,8 @@ def problem(
     num_cells = max(offset + end for offset, _, end in rows)
     return Problem(
         q=rng.standard_normal((len(rows), heads, key_length)).astype(np.float32),
-        k_cache=rng.standard_normal((num_cells, kv_heads, key_length)).astype(dtype),
-        v_cache=rng.standard_normal((num_cells, kv_heads, value_length)).astype(dtype),
+        keys=filled(types[0], rng.standard_normal((num_cells, kv_heads, key_length))),
+        values=filled(types[1], rng.standard_normal((num_cells, kv_heads, value_length))),
         cells=rng.permutation(num_cells).astype(np.int32),
         rows=np.array(rows, np.int32),
         softcap=softcap,
@@ -86,10 +89,17 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("types", BOTH_FLOAT, ids="-".join)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_causal_attention_matches_numpy(isa: str, shape: tuple[int, int, int, int], dtype: type) -> None:
-    given_ = problem(causal(20, past=60), shape, dtype)
+def test_causal_attention_matches_numpy(isa: str, shape: tuple[int, int, int, int], types: tuple[str, str]) -> None:
+    given_ = problem(causal(20, past=60), shape, types)
+    assert_allclose(given_.run(), given_.expected(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("types", PAIRS, ids="-".join)
+@pytest.mark.parametrize("lengths", [(64, 64), (96, 128), (256, 32)], ids=str)
+def test_every_pair_of_types_matches_numpy(isa: str, lengths: tuple[int, int], types: tuple[str, str]) -> None:
+    given_ = problem([*causal(5, past=66, window=60), (71, 0, 9)], (6, 2, *lengths), types)
     assert_allclose(given_.run(), given_.expected(), rtol=1e-5, atol=2e-6)
 
 
@@ -113,20 +123,20 @@ def test_every_mask_matches_numpy(isa: str, rows: list[tuple[int, int, int]], so
 
 def test_two_positions_worked_by_hand(isa: str) -> None:
     """Scores 0 and ln 3 weigh the values 1 and 5 by 1/4 and 3/4: 4."""
-    k_cache, v_cache = np.zeros((2, 1, 1), np.float32), np.array([[[5]], [[1]]], np.float32)
-    k_cache[0] = np.log(3)
+    keys = filled("f32", np.array([[[np.log(3)]], [[0]]]))
+    values = filled("f32", np.array([[[5]], [[1]]]))
     out = np.empty((1, 1, 1), np.float32)
     rows, cells = np.array([[0, 0, 2]], np.int32), np.array([1, 0], np.int32)
-    _cpu.attention(np.ones((1, 1, 1), np.float32), k_cache, v_cache, cells, rows, 1.0, 0.0, out)
+    _cpu.attention(np.ones((1, 1, 1), np.float32), keys, values, cells, rows, 1.0, 0.0, out)
     assert out[0, 0, 0] == pytest.approx(4.0, rel=1e-6)
 
 
 def test_far_scores_do_not_overflow(isa: str) -> None:
     """Scores in the thousands, the greatest first or last."""
     for order in (1, -1):
-        given_ = problem([(0, 0, 200)], (1, 1, 16, 16), np.float32)
-        k_cache = np.ascontiguousarray(np.linspace(0, 1000, 200, dtype=np.float32)[::order, None, None].repeat(16, 2))
-        given_ = replace(given_, k_cache=k_cache, q=np.ones((1, 1, 16), np.float32))
+        given_ = problem([(0, 0, 200)], (1, 1, 16, 16), ("f32", "f32"))
+        keys = filled("f32", np.linspace(0, 1000, 200)[::order, None, None].repeat(16, 2))
+        given_ = replace(given_, keys=keys, q=np.ones((1, 1, 16), np.float32))
         assert_allclose(given_.run(), given_.expected(), rtol=1e-4, atol=1e-6)
 
 
@@ -137,13 +147,14 @@ def test_a_row_that_sees_nothing_is_zero(isa: str) -> None:
     assert_allclose(out[[0, 2]], given_.take(np.array([0, 2])).expected(), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("type_name", CACHE_TYPES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_a_row_does_not_see_cannot_reach_it(isa: str, bad: float) -> None:
+def test_what_a_row_does_not_see_cannot_reach_it(isa: str, bad: float, type_name: str) -> None:
     """Positions from 40 on are not numbers; rows that end before are as if they were alone, with others beside them."""
-    given_ = problem(causal(80))
+    given_ = problem(causal(80), types=(type_name, type_name))
     expected = given_.take(np.arange(40)).run()
-    given_.k_cache[given_.cells[40:]] = bad
-    given_.v_cache[given_.cells[40:]] = bad
+    hidden = np.full((40, 2, 32), bad, np.float32)
+    _cpu.store_kv(hidden, hidden, given_.keys, given_.values, given_.cells[40:])
     assert_array_equal(given_.run()[:40], expected)
 
 
@@ -156,9 +167,9 @@ def problems(draw: st.DrawFn) -> Problem:
         window = draw(st.sampled_from([1 << 30, 1, 40, 100]))
         rows += causal(draw(st.sampled_from([1, 2, 7, 40])), past, offset, window)
     heads = draw(st.sampled_from([(1, 1), (4, 2), (7, 1), (6, 6)]))
-    lengths = draw(st.sampled_from([(16, 16), (8, 24), (20, 33)]))
-    dtype = draw(st.sampled_from([np.float16, np.float32]))
-    return problem(rows, heads + lengths, dtype, draw(st.sampled_from([0.0, 3.0])), draw(st.integers(0, 9)))
+    types = draw(st.tuples(st.sampled_from(list(CACHE_TYPES)), st.sampled_from(list(CACHE_TYPES))))
+    lengths = draw(st.sampled_from([(16, 16), (8, 24), (20, 33)] if {"f16", "f32", "bf16"} >= {*types} else [(64, 32)]))
+    return problem(rows, heads + lengths, types, draw(st.sampled_from([0.0, 3.0])), draw(st.integers(0, 9)))
 
 
 @settings(deadline=None, max_examples=25)
@@ -180,11 +191,19 @@ def test_a_row_has_the_same_bits_in_any_company(given_: Problem, random: object)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("types", BOTH_FLOAT, ids="-".join)
 def test_instruction_sets_agree_in_every_bit(
-    fused_isas: list[str], shape: tuple[int, int, int, int], dtype: type
+    fused_isas: list[str], shape: tuple[int, int, int, int], types: tuple[str, str]
 ) -> None:
-    given_ = problem(causal(9, past=1100), shape, dtype, softcap=4.0)
+    agree(fused_isas, problem(causal(9, past=1100), shape, types, softcap=4.0))
+
+
+@pytest.mark.parametrize("type_name", CACHE_TYPES)
+def test_instruction_sets_agree_on_every_type(fused_isas: list[str], type_name: str) -> None:
+    agree(fused_isas, problem(causal(9, past=1100), (6, 2, 96, 64), (type_name, type_name)))
+
+
+def agree(fused_isas: list[str], given_: Problem) -> None:
     results = []
     for isa in fused_isas:
         _cpu.set_isa(isa)
@@ -207,16 +226,24 @@ GOOD = problem(causal(2, past=3))
         ({"cells": np.array([0, 1, -7, 3, 4], np.int32)}, r"cells holds -7"),
         (
             {"q": np.zeros((2, 3, 32), np.float32)},
-            r"q is float32 \(2, 3, 32\); its heads must be a multiple of the cache's 2",
+            r"q is float32 \(2, 3, 32\); keys have cells of 2 heads of 32 values: heads must be a multiple",
         ),
         (
             {"q": np.zeros((2, 4, 31), np.float32)},
-            r"k_cache is float16 \(5, 2, 32\); its shape must be \(any, any, 31\)",
+            r"q is float32 \(2, 4, 31\); keys have cells of 2 heads of 32 values: .* values the same",
         ),
-        ({"v_cache": GOOD.v_cache.astype(np.float32)}, r"v_cache is float32 \(5, 2, 32\); it must be float16"),
-        ({"k_cache": GOOD.k_cache.astype(np.float64)}, r"k_cache is dtype 'd' .*; it must be float16 or float32"),
+        (
+            {"values": filled("f16", np.zeros((5, 1, 32)))},
+            r"keys have cells of 2 heads of 32 values, but values have cells of 1 heads of 32 values",
+        ),
+        ({"values": filled("f16", np.zeros((4, 2, 32)))}, r"cells holds 4; the cache has cells 0 to 3"),
     ],
 )
-def test_wrong_inputs_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+def test_wrong_inputs_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(GOOD, **change).run()
+        replace(GOOD, **change).run()  # type: ignore[arg-type]
+
+
+def test_an_array_in_the_place_of_a_cache_is_refused() -> None:
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        replace(GOOD, keys=np.zeros((5, 2, 32), np.float32)).run()  # type: ignore[arg-type]

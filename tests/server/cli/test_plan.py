@@ -67,8 +67,8 @@ def test_without_gpus(demo_model: Path) -> None:
 
 
 def test_errors_are_the_scheduler_s(demo_model: Path) -> None:
-    with pytest.raises(CommandError, match="kv_cache_type must be one of f16, f32"):
-        plan.plan_file(demo_model, PlanRequest(kv_cache_type="q8_0"))
+    with pytest.raises(CommandError, match="kv_cache_type must be one of f16, bf16"):
+        plan.plan_file(demo_model, PlanRequest(kv_cache_type="q5_1"))
     with pytest.raises(CommandError, match="No such file"):
         plan.ask("none.gguf", {})
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server.cli.tables import columns, human_bytes, human_period, since, until
+from server.cli.tables import cache_use, columns, human_bytes, human_period, sequences, since, until
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
@@ -32,3 +32,10 @@ def test_moments_are_told_from_now() -> None:
     assert since((now - timedelta(hours=3)).isoformat()) == "3 hours ago"
     assert until((now + timedelta(minutes=4, seconds=30)).isoformat()) == "4 minutes from now"
     assert until((now + timedelta(days=90_000)).isoformat()) == "forever"
+
+
+def test_what_an_engine_does_fits_in_a_column() -> None:
+    assert cache_use({"used": 37, "cells": 1000}) == "4%"
+    assert cache_use(None) == sequences(None) == "-"
+    assert sequences({"active": 2, "parallel": 4, "waiting": 0}) == "2 of 4"
+    assert sequences({"active": 4, "parallel": 4, "waiting": 3}) == "4 of 4 +3"

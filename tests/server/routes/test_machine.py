@@ -77,7 +77,7 @@ def test_a_plan_says_what_became_of_the_context(planner: Any) -> None:
     ("body", "status", "message"),
     [
         ({"model": "none"}, 404, "model 'none' not found"),
-        ({"model": "demo", "kv_cache_type": "q8_0"}, 400, "kv_cache_type must be one of f16, f32, found 'q8_0'"),
+        ({"model": "demo", "kv_cache_type": "q5_1"}, 400, "kv_cache_type must be one of f16, bf16, f32, q8_0, q4_0, f"),
         ({"model": "demo", "kv_cache_type": 8}, 400, 'option "kv_cache_type" must be of type string'),
         ({"model": "demo", "num_ctx": "large"}, 400, 'option "num_ctx" must be of type integer'),
         ({"model": "demo", "num_parallel": 0}, 400, 'option "num_parallel" must be at least 1 (found 0)'),

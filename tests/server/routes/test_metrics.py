@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from standin import STATS
+
+from scheduler.errors import RunnerUnreachableError
 
 LABELS = ("device", "library", "kind", "model", "route", "method", "status")  # in this order in what scrape() finds
 ASK = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
@@ -71,6 +74,24 @@ def test_tokens_of_a_completion(site: Any, stream: bool) -> None:
 def test_tokens_of_embeddings(site: Any) -> None:
     site.post("/v1/embeddings", {"model": "embed", "input": ["a", "b"]})
     assert scrape(site)["shale_prompt_tokens_total", "embed"] == 4
+
+
+def test_what_engines_tell_is_in_it(site: Any) -> None:
+    found = scrape(site)
+    assert found["shale_cache_cells_free", "gone"] == 630
+    assert found["shale_step_seconds_count", "gone"] == 10
+    assert found["shale_unanswered_scrapes_total", "gone"] == 0
+
+
+def test_a_runner_that_does_not_answer_is_left_out_and_counted(site: Any) -> None:
+    site.scheduler.stats_answer = RunnerUnreachableError("")
+    for number in (1, 2):
+        found = scrape(site)
+        assert found["shale_unanswered_scrapes_total", "gone"] == number
+        assert not [name for name, *_ in found if name.startswith(("shale_cache_", "shale_step"))]
+        assert found["shale_models_loaded",] == 1
+    site.scheduler.stats_answer = STATS
+    assert scrape(site)["shale_steps_total", "gone"] == 10
 
 
 def test_the_scrape_itself_is_the_only_request_in_progress(site: Any) -> None:

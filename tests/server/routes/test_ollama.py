@@ -12,7 +12,8 @@ import httpx
 import ollama
 import pytest
 
-from scheduler.errors import QueueFullError, RunnerDiedError
+from runner.protocol import RunnerStats
+from scheduler.errors import QueueFullError, RunnerDiedError, RunnerUnreachableError
 from scheduler.scheduler import ModelFile, ModelState
 
 USER = [{"role": "user", "content": "hi"}]
@@ -124,9 +125,29 @@ def test_a_prompt_that_cannot_be_shortened_says_how_many_tokens_are_cut(site: An
     assert answer["truncated_tokens"] == 5
 
 
+def test_prompt_tokens_from_the_cache_are_told_and_count_as_well(site: Any) -> None:
+    for path, ask in (("/api/chat", {"messages": USER}), ("/api/generate", {"prompt": "hi"})):
+        end = site.post(path, {"model": "chat", **ask, "stream": False}).json()
+        assert (end["prompt_eval_count"], end["prompt_eval_cached"]) == (3, 1)
+    site.scheduler.script[-1] = {**site.scheduler.script[-1], "prompt_eval_cached": 0}
+    assert (
+        site.post("/api/chat", {"model": "chat", "messages": USER, "stream": False}).json()["prompt_eval_cached"] == 0
+    )
+
+
+def test_num_keep_and_cache_prompt_reach_the_runner(site: Any) -> None:
+    site.post("/api/chat", {"model": "chat", "messages": USER, "options": {"num_keep": 9, "cache_prompt": False}})
+    site.post("/api/chat", {"model": "chat", "messages": USER})
+    first, second = site.scheduler.requests
+    assert (first.options.num_keep, first.cache_prompt) == (9, False)
+    assert (second.options.num_keep, second.cache_prompt) == (4, True)
+
+
 def test_truncate_false_reaches_the_runner(site: Any) -> None:
     site.post("/api/chat", {"model": "chat", "messages": USER, "truncate": False, "shift": False})
-    assert (site.scheduler.requests[0].truncate, site.scheduler.requests[0].shift) == (False, False)
+    site.post("/api/generate", {"model": "chat", "prompt": "hi"})
+    asked = [(request.truncate, request.shift) for request in site.scheduler.requests]
+    assert asked == [(False, False), (True, True)]
 
 
 def test_embed_takes_one_text_or_many(site: Any) -> None:
@@ -135,6 +156,13 @@ def test_embed_takes_one_text_or_many(site: Any) -> None:
     assert one["prompt_eval_count"] == 2
     assert len(site.post("/api/embed", {"model": "embed", "input": ["a", "b"]}).json()["embeddings"]) == 2
     assert site.scheduler.embeddings[1].inputs == ("a", "b")
+
+
+def test_all_inputs_of_a_request_go_to_the_runner_in_one_call(site: Any) -> None:
+    texts = [f"text {number}" for number in range(64)]
+    assert len(site.post("/api/embed", {"model": "embed", "input": texts}).json()["embeddings"]) == 64
+    assert len(site.post("/v1/embeddings", {"model": "embed", "input": texts}).json()["data"]) == 64
+    assert [request.inputs for request in site.scheduler.embeddings] == [tuple(texts)] * 2
 
 
 def test_embed_without_input_only_loads(site: Any) -> None:
@@ -171,6 +199,27 @@ def test_ps_shows_what_is_loaded_even_if_its_file_has_gone(site: Any) -> None:
     (row,) = site.get("/api/ps").json()["models"]
     assert (row["size"], row["size_vram"], row["context_length"]) == (20, 0, 4096)
     assert row["expires_at"] == "2030-01-02T00:00:00Z"
+
+
+def test_ps_shows_what_engines_do(site: Any) -> None:
+    (row,) = site.get("/api/ps").json()["models"]
+    assert row["sequences"] == {"active": 3, "waiting": 5, "parallel": 4}
+    assert row["cache"] == {
+        "cells": 1000, "used": 370, "free": 630, "shared": 40, "cached": 50, "fragmentation": 0.25,
+        "defragmentations": 2, "moved_bytes": 4096, "prefixes": 6, "prefix_hits": 7, "prefix_misses": 8,
+        "reused_tokens": 90,
+    }  # fmt: skip
+    site.scheduler.stats_answer = RunnerStats(num_parallel=1)  # a model that needs no cache
+    (row,) = site.get("/api/ps").json()["models"]
+    assert row["sequences"] == {"active": 0, "waiting": 0, "parallel": 1}
+    assert "cache" not in row
+
+
+def test_ps_does_without_a_runner_that_does_not_answer(site: Any) -> None:
+    site.scheduler.stats_answer = RunnerUnreachableError("")
+    (row,) = site.get("/api/ps").json()["models"]
+    assert (row["size"], row["state"]) == (20, "ready")
+    assert not {"cache", "sequences"} & set(row)
 
 
 def test_ps_leaves_out_what_is_not_known_of_a_model_that_loads(site: Any) -> None:

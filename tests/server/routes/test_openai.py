@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from standin import END
 
 from scheduler.errors import RunnerDiedError
 
@@ -95,6 +96,82 @@ def test_prompts_times_choices_in_order(site: Any) -> None:
     assert asked == [("a", 5), ("a", 6), ("b", 5), ("b", 6)]
     assert answer["usage"]["prompt_tokens"] == 6  # each prompt once
     assert answer["usage"]["completion_tokens"] == 8
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+
+
+@pytest.mark.parametrize(("path", "asks"), [(CHAT, {"messages": USER}), (TEXT, {"prompt": "hi"})])
+@pytest.mark.parametrize("stream", [True, False])
+def test_choices_run_side_by_side(site: Any, path: str, asks: Any, stream: bool) -> None:
+    num_running = []
+    site.scheduler.script.insert(
+        2, lambda: num_running.append(sum(not each.is_closed for each in site.scheduler.streams))
+    )
+    body = {"model": "chat", **asks, "n": 3, "stream": stream, "stream_options": {"include_usage": True}}
+    if not stream:
+        del body["stream_options"]
+    answer = site.post(path, body)
+    assert num_running == [3, 3, 3]
+    if stream:
+        *chunks, end, _ = events(answer)
+        texts = {0: "", 1: "", 2: ""}
+        for choice in (chunk["choices"][0] for chunk in chunks):
+            texts[choice["index"]] += choice["text"] if "text" in choice else choice["delta"].get("content", "")
+        assert texts == {0: "hello", 1: "hello", 2: "hello"}
+    else:
+        end = answer.json()
+        assert [choice["index"] for choice in end["choices"]] == [0, 1, 2]
+    assert (end["usage"]["prompt_tokens"], end["usage"]["completion_tokens"]) == (3, 6)
+
+
+def test_a_request_does_not_fill_the_queue_of_a_model(site: Any) -> None:
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        most = max(most, sum(not each.is_closed for each in site.scheduler.streams))
+
+    site.scheduler.num_parallel = 3
+    site.scheduler.script.insert(1, look)
+    assert len(site.post(TEXT, {"model": "chat", "prompt": "hi", "n": 128}).json()["choices"]) == 128
+    assert most == 6
+
+
+def test_a_prompt_with_several_choices_is_counted_once(site: Any) -> None:
+    site.post(TEXT, {"model": "chat", "prompt": ["a", "b"], "n": 3})
+    text = site.get("/metrics").text
+    assert 'shale_prompt_tokens_total{model="chat"} 6.0' in text
+    assert 'shale_generated_tokens_total{model="chat"} 12.0' in text
+
+
+def test_what_no_choice_computed_came_from_the_cache(site: Any) -> None:
+    ends = [{**END, "prompt_eval_cached": cached} for cached in (2, 0, 2)]
+    site.scheduler.script = [lambda: ends.pop(0)]
+    usage = site.post(TEXT, {"model": "chat", "prompt": "a", "n": 3}).json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
+def test_one_choice_that_fails_ends_all(site: Any) -> None:
+    failures = [RunnerDiedError("oops")]
+    site.scheduler.script.insert(1, lambda: failures.pop() if failures else None)
+    response = site.post(CHAT, {"model": "chat", "messages": USER, "n": 4})
+    assert response.status_code == 500
+    assert "oops" in response.json()["error"]["message"]
+    assert all(stream.is_closed for stream in site.scheduler.streams)
+    assert site.scheduler.num_held == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"n": 0}, "field 'n': input should be greater than or equal to 1 (found 0)"),
+        ({"n": 129}, "field 'n': input should be less than or equal to 128 (found 129)"),
+        ({"prompt": ["a"] * 17, "n": 128}, "17 prompts with n 128 are 2176 completions; at most 2048 are allowed "),
+    ],
+)
+def test_the_number_of_choices_has_limits(site: Any, body: Any, message: str) -> None:
+    response = site.post(TEXT, {"model": "chat", "prompt": "a", **body})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
 
 
 def test_the_role_comes_once_for_every_choice(site: Any) -> None:

@@ -10,6 +10,8 @@ from runner.protocol import SamplingOptions
 from scheduler.options import LoadOptions
 from server.schemas.options import LOADING, SAMPLING, OptionError, read_options
 
+CACHE_TYPE_FORMS = 'such as "q8_0", or "q8_0,f16" for keys and values'
+
 
 def test_no_options_are_the_defaults() -> None:
     options = read_options(None)
@@ -28,6 +30,28 @@ def test_options_of_loading_that_have_several_forms() -> None:
     loading = read_options(given).loading
     assert loading == {"kv_cache_type": ("f16", "f32"), "flash_attention": "auto", "fail_if_not_gpu": True}
     LoadOptions(**loading)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("q8_0", "q8_0"),
+        ("Q8_0", "q8_0"),
+        ("q8_0,f16", ("q8_0", "f16")),
+        ("q8_0, q8_0", "q8_0"),
+        (["q4_0", "f16"], ("q4_0", "f16")),
+        ({"k": "bf16", "v": "f32"}, ("bf16", "f32")),
+    ],
+)
+def test_the_type_of_the_cache_is_one_or_two(written: Any, read: Any) -> None:
+    assert read_options({"kv_cache_type": written}).loading == {"kv_cache_type": read}
+
+
+def test_the_prompt_may_be_kept_out_of_the_cache() -> None:
+    assert read_options({}).cache_prompt is True
+    assert read_options({"cache_prompt": False}).cache_prompt is False
+    with pytest.raises(OptionError, match='option "cache_prompt" must be of type boolean'):
+        read_options({"cache_prompt": 1})
 
 
 def test_every_sampling_option_is_a_field_of_the_wire() -> None:
@@ -54,7 +78,9 @@ def test_one_stop_string_may_stand_without_a_list() -> None:
         ("temperature", float("inf"), 'option "temperature" must be of type float32'),
         ("fail_if_not_gpu", 1, 'option "fail_if_not_gpu" must be of type boolean'),
         ("flash_attention", "yes", 'option "flash_attention" must be of type boolean'),
-        ("kv_cache_type", {"k": "f16"}, 'option "kv_cache_type" must be of type string'),
+        ("kv_cache_type", {"k": "f16"}, f'option "kv_cache_type" must be of type string, {CACHE_TYPE_FORMS}'),
+        ("kv_cache_type", "f16,f16,f16", f'option "kv_cache_type" must be of type string, {CACHE_TYPE_FORMS}'),
+        ("kv_cache_type", ["f16", 8], f'option "kv_cache_type" must be of type string, {CACHE_TYPE_FORMS}'),
         ("use_mmap", 1, 'option "use_mmap" must be of type boolean'),
         ("stop", 1, 'option "stop" must be of type array'),
         ("stop", [1], 'option "stop" must be of an array of strings'),

@@ -123,12 +123,11 @@ void run_pieces(int64_t num_pieces, bool parallel, F&& f) {
 
 }  // namespace
 
-void attention(AttentionTask task, CacheType cache_type) {
+void attention(AttentionTask task) {
   task.group = task.num_heads / task.num_kv_heads;
   task.value_stride = (task.value_length + 15) / 16 * 16;
   task.partials = nullptr;
   const OpTable& table = ops();
-  const auto attend = cache_type == CacheType::half ? table.attend_half : table.attend_float;
   const Pool& pool = Pool::instance();
   const bool parallel = pool.size() > 1 && num_products(task) >= kMinParallelProducts;
   const int64_t wanted_pieces = parallel ? kPiecesPerThread * pool.size() : 1;
@@ -139,7 +138,7 @@ void attention(AttentionTask task, CacheType cache_type) {
 
   const std::vector<AttentionSpan> spans = spans_of(task, blocks, by_chunk, wanted_pieces);
   run_pieces(static_cast<int64_t>(spans.size()), parallel,
-             [&](int64_t piece) { attend(task, spans[static_cast<std::size_t>(piece)]); });
+             [&](int64_t piece) { table.attend(task, spans[static_cast<std::size_t>(piece)]); });
   if (!by_chunk) return;
   run_pieces(task.num_rows * task.num_kv_heads, parallel, [&](int64_t piece) {
     const int64_t row = piece / task.num_kv_heads, first_head = piece % task.num_kv_heads * task.group;

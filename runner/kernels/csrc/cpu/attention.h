@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cache_types.h"
+
 namespace shale {
 
 // A tile is 64 positions and a chunk 16 tiles, both at fixed absolute positions: tile j holds positions 64 j ... 64 j
@@ -15,9 +17,8 @@ inline constexpr int64_t kChunk = 16 * kTile;
 // One call. T rows (tokens), grouped-query heads: head h reads key-value head h / group. Plain data, without functions:
 // it is shared by the translation units of all instruction sets (isa.h says why).
 struct AttentionTask {
-  const float* q;        // (T, num_heads, key_length)
-  const void* k_cache;   // (cells, num_kv_heads, key_length) float or half
-  const void* v_cache;   // (cells, num_kv_heads, value_length), the same type
+  const float* q;  // (T, num_heads, key_length)
+  CacheView keys, values;
   const int32_t* cells;  // position p of a row's sequence lies in cell cells[rows[t][0] + p]
   const int32_t* rows;   // (T, 3): offset into cells, first position seen, end of the positions seen
   int64_t num_rows, num_heads, num_kv_heads, key_length, value_length;
@@ -38,11 +39,9 @@ struct AttentionSpan {
   int64_t first_row, num_rows, first_kv_head, num_kv_heads, first_chunk, end_chunk;
 };
 
-enum class CacheType { half, single };
-
 // Runs the whole call on the pool. The caller fills the task up to and including `out`, and has checked every offset,
 // position and cell.
-void attention(AttentionTask task, CacheType cache_type);
+void attention(AttentionTask task);
 
 // Scratch memory of the calling thread, 64-byte aligned, valid until its next call.
 float* attention_scratch(int64_t num_floats);

@@ -17,6 +17,7 @@
 
 #include "attention.h"
 #include "attention_merge.h"
+#include "cache_rows.h"
 #include "register_tile.h"
 #include "vector_math.h"
 
@@ -29,8 +30,8 @@ inline constexpr int kAheadStep = 8;
 inline constexpr int kAheadLocality = 2;
 inline constexpr float kInfinity = __builtin_inff();
 
-// V is the instruction set's vector, Element the cache's: float or uint16_t (half).
-template <class V, class Element>
+// V is the instruction set's vector.
+template <class V>
 class SpanAttention {
  public:
   SpanAttention(const AttentionTask& task, const AttentionSpan& span)
@@ -42,7 +43,7 @@ class SpanAttention {
         key_padded_((task.key_length + 15) / 16 * 16),
         value_stride_(task.value_stride),
         cells_(task.cells + task.rows[3 * span.first_row]),
-        ahead_lines_(lines_ahead(task.key_length, task.value_length)) {
+        ahead_lines_(lines_ahead(task)) {
     float* memory = attention_scratch(scratch_floats());
     const auto take = [&memory](int64_t n) {
       float* taken = memory;
@@ -81,9 +82,10 @@ class SpanAttention {
   };
 
   // Lines that each call of fetch_ahead asks for, by the number of calls that a head of the span makes for a tile.
-  static constexpr int64_t lines_ahead(int64_t key_length, int64_t value_length) {
-    const int64_t num_lines = (key_length + value_length) * static_cast<int64_t>(sizeof(Element)) * kTile / 64;
-    const int64_t num_calls = kTileVectors * (key_length / 16) + key_length / kAheadStep + 2 * kTile / kAheadStep;
+  static int64_t lines_ahead(const AttentionTask& task) {
+    const int64_t num_lines = (task.keys.head_bytes + task.values.head_bytes) * kTile / 64;
+    const int64_t num_calls =
+        kTileVectors * (task.key_length / 16) + task.key_length / kAheadStep + 2 * kTile / kAheadStep;
     return num_lines / num_calls + 1;
   }
   int64_t scratch_floats() const {
@@ -125,8 +127,8 @@ class SpanAttention {
     for (int64_t h = 0; h < span_.num_kv_heads; ++h) {
       kv_head_ = span_.first_kv_head + h;
       base_ = h * queries_per_head_;
-      load_keys(tile, any);
-      load_values(tile, any);
+      with_cache_type(task_.keys.type, [&]<CacheType kType>() { load_keys<CacheRows<V, kType>>(tile, any); });
+      with_cache_type(task_.values.type, [&]<CacheType kType>() { load_values<CacheRows<V, kType>>(tile, any); });
       attend_head(tile, first_row * group_, (end_row - first_row) * group_);
     }
   }
@@ -141,8 +143,8 @@ class SpanAttention {
     for_row_groups<V>(count, [&](int64_t at, int n) { accumulate_group(first + at, n, tile); });
   }
 
-  const Element* cell_row(const void* cache, int64_t position, int64_t kv_head, int64_t length) const {
-    return static_cast<const Element*>(cache) + (cells_[position] * task_.num_kv_heads + kv_head) * length;
+  const uint8_t* cell_row(const CacheView& cache, int64_t position, int64_t kv_head) const {
+    return cache.data + (cells_[position] * cache.num_heads + kv_head) * cache.head_bytes;
   }
 
   // Asks the memory for the next tile while this one is worked on: rows lie too far apart for the hardware to foresee
@@ -160,14 +162,13 @@ class SpanAttention {
   bool next_row_ahead() {
     const int64_t position = ahead_tile_ + num_rows_ahead_ / 2;
     if (num_rows_ahead_ == 2 * kTile || position >= row(span_.num_rows - 1)[2]) return false;
-    const bool keys = num_rows_ahead_++ % 2 == 0;
-    const int64_t length = keys ? task_.key_length : task_.value_length;
-    const Element* from = cell_row(keys ? task_.k_cache : task_.v_cache, position, span_.first_kv_head, length);
-    ahead_ = reinterpret_cast<const char*>(from);
-    ahead_end_ = ahead_ + span_.num_kv_heads * length * static_cast<int64_t>(sizeof(Element));
+    const CacheView& cache = num_rows_ahead_++ % 2 == 0 ? task_.keys : task_.values;
+    ahead_ = cell_row(cache, position, span_.first_kv_head);
+    ahead_end_ = ahead_ + span_.num_kv_heads * cache.head_bytes;
     return true;
   }
 
+  template <class Rows>
   void load_keys(int64_t tile, Seen any) {
     const int64_t length = task_.key_length;
     for (int column = 0; column < kTile; column += 16) {
@@ -175,42 +176,36 @@ class SpanAttention {
         for (int64_t d = 0; d < key_padded_; ++d) V::zero().store(keys_ + d * kTile + column);
         continue;
       }
-      const Element* rows[16];
+      const uint8_t* rows[16];
       for (int i = 0; i < 16; ++i) {  // an unseen position repeats a seen one: its cell may hold anything
         const int p = column + i < any.first ? any.first : column + i >= any.end ? any.end - 1 : column + i;
-        rows[i] = cell_row(task_.k_cache, tile + p, kv_head_, length);
+        rows[i] = cell_row(task_.keys, tile + p, kv_head_);
       }
-      int64_t d = 0;
-      for (; d + 16 <= length; d += 16) {
+      for (int64_t d = 0; d < length; d += 16) {
         fetch_ahead();
-        const Element* parts[16];
-        for (int i = 0; i < 16; ++i) parts[i] = rows[i] + d;
+        alignas(64) float square[16][16];
+        const float* parts[16];
+        for (int i = 0; i < 16; ++i) {
+          const V part =
+              d + 16 <= length ? Rows::load(rows[i], d) : Rows::load_first(rows[i], d, static_cast<int>(length - d));
+          part.store(square[i]);
+          parts[i] = square[i];
+        }
         V::transpose(parts, keys_ + d * kTile + column, kTile);
       }
-      if (d < length) load_last_keys(rows, d, keys_ + d * kTile + column);
     }
   }
 
-  // The last, partial square of 16 dimensions.
-  void load_last_keys(const Element* const (&rows)[16], int64_t d, float* out) {
-    Element padded[16][16] = {};
-    const Element* parts[16];
-    for (int i = 0; i < 16; ++i) {
-      std::memcpy(padded[i], rows[i] + d, static_cast<std::size_t>(task_.key_length - d) * sizeof(Element));
-      parts[i] = padded[i];
-    }
-    V::transpose(parts, out, kTile);
-  }
-
+  template <class Rows>
   void load_values(int64_t tile, Seen any) {
     const int64_t length = task_.value_length;
     for (int p = any.first; p < any.end; ++p) {
       if (p % kAheadStep == 0) fetch_ahead();
-      const Element* from = cell_row(task_.v_cache, tile + p, kv_head_, length);
+      const uint8_t* from = cell_row(task_.values, tile + p, kv_head_);
       float* to = values_ + p * value_stride_;
       int64_t d = 0;
-      for (; d + 16 <= length; d += 16) V::load(from + d).store(to + d);
-      if (d < length) V::load_first(from + d, static_cast<int>(length - d)).store(to + d);
+      for (; d + 16 <= length; d += 16) Rows::load(from, d).store(to + d);
+      if (d < length) Rows::load_first(from, d, static_cast<int>(length - d)).store(to + d);
     }
   }
 
@@ -351,14 +346,14 @@ class SpanAttention {
   int64_t kv_head_ = 0, base_ = 0;
   int64_t ahead_tile_ = 0, num_rows_ahead_ = 0;
   const int64_t ahead_lines_;  // of each call
-  const char *ahead_ = nullptr, *ahead_end_ = nullptr;
+  const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
   // Scratch. "sums" are weighted sums of values, "weights" the sums of weights, both relative to e^maximum; those of
   // the current chunk and, as total, those of the chunks before it.
   float *keys_, *values_, *scores_, *sums_, *total_sums_, *maxima_, *weights_, *total_maxima_, *total_weights_;
 };
 
-template <class V, class Element>
-void SpanAttention<V, Element>::merge_chunk(int64_t chunk) {
+template <class V>
+void SpanAttention<V>::merge_chunk(int64_t chunk) {
   for (int64_t i = 0; i < num_queries_; ++i) {
     const int32_t* seen_row = row(row_of(i));
     const int64_t first = seen_row[1], end = seen_row[2];
@@ -375,8 +370,8 @@ void SpanAttention<V, Element>::merge_chunk(int64_t chunk) {
   }
 }
 
-template <class V, class Element>
-void SpanAttention<V, Element>::write_rows() {
+template <class V>
+void SpanAttention<V>::write_rows() {
   for (int64_t i = 0; i < num_queries_; ++i) {
     const int64_t r = row_of(i);
     float* out = task_.out + ((span_.first_row + r) * task_.num_heads + head_of(i)) * task_.value_length;
@@ -388,9 +383,9 @@ void SpanAttention<V, Element>::write_rows() {
   }
 }
 
-template <class V, class Element>
+template <class V>
 void attend(const AttentionTask& task, const AttentionSpan& span) {
-  SpanAttention<V, Element>(task, span).run();
+  SpanAttention<V>(task, span).run();
 }
 
 }  // namespace shale

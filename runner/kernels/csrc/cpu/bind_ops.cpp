@@ -1,18 +1,14 @@
-// Python bindings of everything but the matrix products. Each checks its arrays, releases the GIL when the work is
-// worth it and splits the work by rows. runner/kernels/__init__.py documents the operations.
+// Python bindings of everything but matrix products, cache and attention. Each checks its arrays, releases the GIL when
+// the work is worth it and splits the work by rows. runner/kernels/__init__.py documents the operations.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <algorithm>
-#include <cstring>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "array.h"
-#include "attention.h"
+#include "binding.h"
 #include "ops.h"
-#include "pool.h"
 #include "sample.h"
 
 namespace nb = nanobind;
@@ -22,41 +18,6 @@ namespace shale {
 void bind_ops(nb::module_& module);
 
 namespace {
-
-using Access = Array::Access;
-constexpr int64_t kAny = Array::kAny;
-
-// Elements of elementwise work that take about 5 us on one thread, what it costs to wake another; and about 1 us, from
-// which on other Python threads may run meanwhile (giving the GIL away and back takes 0.1 us).
-constexpr int64_t kMinParallelElements = 1 << 15;
-constexpr int64_t kMinReleasedElements = 1 << 12;
-
-// Gives the GIL away for the life of this object if the work is worth it.
-class Released {
- public:
-  explicit Released(int64_t num_elements) {
-    if (num_elements >= kMinReleasedElements) released_.emplace();
-  }
-
- private:
-  std::optional<nb::gil_scoped_release> released_;
-};
-
-// f(first, count) over [0, n) in ranges of about half of kMinParallelElements elements, `width` to each index.
-template <class F>
-void split(int64_t n, int64_t width, F&& f) {
-  const Released released(n * width);
-  if (n * width < kMinParallelElements) return f(int64_t{0}, n);
-  const int64_t step = std::max<int64_t>(1, kMinParallelElements / 2 / width);
-  Pool::instance().run((n + step - 1) / step,
-                       [&](int64_t piece, int) { f(piece * step, std::min(step, n - piece * step)); });
-}
-
-const Array& require_floats(const Array& array, std::initializer_list<int64_t> shape) {
-  return array.require_kind("f").require_shape(shape);
-}
-
-[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
 // ---- norms and sums: (N, D)
 
@@ -111,7 +72,7 @@ void bound_add(nb::handle x_, nb::handle delta_) {
         [&](int64_t first, int64_t count) { ops().add(x.data<float>() + first, delta.data<float>() + first, count); });
 }
 
-// ---- positions and the cache: (T, heads, dim)
+// ---- positions: (T, heads, dim)
 
 void bound_rope(nb::handle x_, nb::handle table_, bool neox) {
   const Array x("x", x_, Access::write), table("table", table_, Access::read);
@@ -126,94 +87,6 @@ void bound_rope(nb::handle x_, nb::handle table_, bool neox) {
     ops().rope(x.data<float>() + first * heads * dim, table.data<float>() + first * n_rot, neox, count, heads, dim,
                n_rot);
   });
-}
-
-void require_cells(const Array& cells, int64_t num_cells) {
-  const int32_t* cell = cells.data<int32_t>();
-  uint32_t highest = 0;  // a negative cell is above every allowed one
-  for (int64_t i = 0; i < cells.num_elements(); ++i) highest = std::max(highest, static_cast<uint32_t>(cell[i]));
-  if (cells.num_elements() > 0 && highest >= num_cells) {
-    refuse("cells holds " + std::to_string(static_cast<int32_t>(highest)) + "; the cache has cells 0 to " +
-           std::to_string(num_cells - 1));
-  }
-}
-
-// Copies token t's row of `width` floats to row cells[t] of the cache.
-void store_rows(const Array& from, const Array& cache, const Array& cells, int64_t first, int64_t count) {
-  const int64_t width = from.size(1) * from.size(2);
-  for (int64_t t = first; t < first + count; ++t) {
-    const int64_t to = cells.data<int32_t>()[t] * width;
-    const float* row = from.data<float>() + t * width;
-    if (cache.kind() == 'e') {
-      ops().to_half(row, cache.data<uint16_t>() + to, width);
-    } else {
-      std::memcpy(cache.data<float>() + to, row, static_cast<std::size_t>(width) * sizeof(float));
-    }
-  }
-}
-
-void bound_store_kv(nb::handle k_, nb::handle v_, nb::handle k_cache_, nb::handle v_cache_, nb::handle cells_) {
-  const Array k("k", k_, Access::read), v("v", v_, Access::read), cells("cells", cells_, Access::read);
-  const Array k_cache("k_cache", k_cache_, Access::write), v_cache("v_cache", v_cache_, Access::write);
-  require_floats(k, {kAny, kAny, kAny});
-  const int64_t tokens = k.size(0), heads = k.size(1);
-  require_floats(v, {tokens, heads, kAny});
-  cells.require_kind("i").require_shape({tokens});
-  k_cache.require_kind("ef").require_shape({kAny, heads, k.size(2)});
-  v_cache.require_kind("ef").require_shape({k_cache.size(0), heads, v.size(2)});
-  require_cells(cells, k_cache.size(0));
-  split(tokens, heads * (k.size(2) + v.size(2)), [&](int64_t first, int64_t count) {
-    store_rows(k, k_cache, cells, first, count);
-    store_rows(v, v_cache, cells, first, count);
-  });
-}
-
-void require_rows(const Array& rows, int64_t num_cells) {
-  for (int64_t t = 0; t < rows.size(0); ++t) {
-    const int32_t* row = rows.data<int32_t>() + 3 * t;
-    const int64_t offset = row[0], first = row[1], end = row[2];
-    if (offset >= 0 && first >= 0 && first <= end && offset + end <= num_cells) continue;
-    refuse("rows[" + std::to_string(t) + "] is (" + std::to_string(offset) + ", " + std::to_string(first) + ", " +
-           std::to_string(end) + "); 0 <= first <= end and 0 <= offset, offset + end <= " + std::to_string(num_cells) +
-           " (the length of cells) must hold");
-  }
-}
-
-void bound_attention(nb::handle q_, nb::handle k_cache_, nb::handle v_cache_, nb::handle cells_, nb::handle rows_,
-                     float scale, float softcap, nb::handle out_) {
-  const Array q("q", q_, Access::read), k_cache("k_cache", k_cache_, Access::read);
-  const Array v_cache("v_cache", v_cache_, Access::read), cells("cells", cells_, Access::read);
-  const Array rows("rows", rows_, Access::read), out("out", out_, Access::write);
-  require_floats(q, {kAny, kAny, kAny});
-  const int64_t tokens = q.size(0), heads = q.size(1);
-  k_cache.require_kind("ef").require_shape({kAny, kAny, q.size(2)});
-  const int64_t kv_heads = k_cache.size(1);
-  if (kv_heads == 0 || heads % kv_heads != 0) {
-    refuse(q.describe() + "; its heads must be a multiple of the cache's " + std::to_string(kv_heads));
-  }
-  const char cache_kind[] = {k_cache.kind(), '\0'};
-  v_cache.require_kind(cache_kind).require_shape({k_cache.size(0), kv_heads, kAny});
-  cells.require_kind("i").require_shape({kAny});
-  rows.require_kind("i").require_shape({tokens, 3});
-  require_floats(out, {tokens, heads, v_cache.size(2)});
-  const nb::gil_scoped_release released;
-  require_cells(cells, k_cache.size(0));
-  require_rows(rows, cells.size(0));
-  AttentionTask task{};
-  task.q = q.data<float>();
-  task.k_cache = k_cache.data<void>();
-  task.v_cache = v_cache.data<void>();
-  task.cells = cells.data<int32_t>();
-  task.rows = rows.data<int32_t>();
-  task.num_rows = tokens;
-  task.num_heads = heads;
-  task.num_kv_heads = kv_heads;
-  task.key_length = q.size(2);
-  task.value_length = v_cache.size(2);
-  task.scale = scale;
-  task.softcap = softcap;
-  task.out = out.data<float>();
-  attention(task, cache_kind[0] == 'e' ? CacheType::half : CacheType::single);
 }
 
 // ---- activations: (N, F)
@@ -282,9 +155,6 @@ void bind_ops(nb::module_& module) {
   module.def("layer_norm", &bound_layer_norm, arg("x"), weight, bias, arg("eps"), arg("out"));
   module.def("add", &bound_add, arg("x"), arg("delta"));
   module.def("rope", &bound_rope, arg("x"), arg("table"), arg("neox"));
-  module.def("store_kv", &bound_store_kv, arg("k"), arg("v"), arg("k_cache"), arg("v_cache"), arg("cells"));
-  module.def("attention", &bound_attention, arg("q"), arg("k_cache"), arg("v_cache"), arg("cells"), arg("rows"),
-             arg("scale"), arg("softcap"), arg("out"));
   module.def("swiglu", &bound_gated<&OpTable::swiglu>, arg("gate"), arg("up"), arg("out"));
   module.def("geglu", &bound_gated<&OpTable::geglu>, arg("gate"), arg("up"), arg("out"));
   module.def("gelu", &bound_gelu, arg("x"), arg("out"));

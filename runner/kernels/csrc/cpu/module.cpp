@@ -11,6 +11,7 @@ namespace nb = nanobind;
 
 namespace shale {
 
+void bind_cache(nb::module_& module);
 void bind_ops(nb::module_& module);
 #if SHALE_HAS_MATMUL
 void bind_matmul(nb::module_& module);
@@ -37,12 +38,14 @@ std::vector<int64_t> run_probe(int64_t num_pieces, int64_t nanoseconds) {
 NB_MODULE(_cpu, module) {
   using namespace shale;
   using Released = nb::call_guard<nb::gil_scoped_release>;
+  nb::set_leak_warnings(false);  // a process may end while a model is loaded
   module.def("available_isas", &available_isas);
   module.def("active_isa", [] { return std::string(isa_name(active_isa())); });
   module.def("set_isa", &set_isa, nb::arg("name"));
   module.def("num_threads", [] { return Pool::instance().size(); });
   module.def("set_num_threads", [](int n) { Pool::instance().resize(n); }, nb::arg("n"), Released());
   module.def("run_probe", &run_probe, nb::arg("num_pieces"), nb::arg("nanoseconds") = 0, Released());
+  bind_cache(module);
   bind_ops(module);
 #if SHALE_HAS_MATMUL
   bind_matmul(module);

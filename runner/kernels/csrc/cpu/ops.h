@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cache_types.h"
+
 namespace shale {
 
 struct AttentionTask;  // attention.h
@@ -23,10 +25,13 @@ struct OpTable {
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
   void (*geglu)(const float* gate, const float* up, float* out, int64_t n);
   void (*gelu)(const float* x, float* out, int64_t n);
-  // attention_kernel.h
-  void (*to_half)(const float* x, uint16_t* out, int64_t n);
-  void (*attend_half)(const AttentionTask& task, const AttentionSpan& span);
-  void (*attend_float)(const AttentionTask& task, const AttentionSpan& span);
+  // cache_rows.h
+  void (*store_cache_row)(CacheType type, const float* x, uint8_t* row, int64_t n);
+  void (*load_cache_row)(CacheType type, const uint8_t* row, float* x, int64_t n);
+  // hadamard_kernel.h
+  void (*hadamard)(float* x, int64_t size, int64_t num_blocks);
+  // attention_kernel.h, attention_merge.h
+  void (*attend)(const AttentionTask& task, const AttentionSpan& span);
   void (*merge_chunks)(const AttentionTask& task, int64_t row, int64_t head);
   // sample_kernel.h
   int64_t (*find_greater)(const float* x, int64_t* position, int64_t end, float threshold, int32_t* found,

@@ -5,19 +5,14 @@
 #include "activation_kernel.h"
 #include "attention_kernel.h"
 #include "attention_merge.h"
+#include "cache_rows.h"
+#include "hadamard_kernel.h"
 #include "norm_kernel.h"
 #include "ops.h"
 #include "rope_kernel.h"
 #include "sample_kernel.h"
 
 namespace shale {
-
-template <class V>
-void to_half(const float* x, uint16_t* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) V::load(x + i).store(out + i);
-  if (i < n) V::load_first(x + i, static_cast<int>(n - i)).store_first(out + i, static_cast<int>(n - i));
-}
 
 template <class V>
 inline constexpr OpTable kOpTable = {
@@ -29,9 +24,10 @@ inline constexpr OpTable kOpTable = {
     .swiglu = swiglu<V>,
     .geglu = geglu<V>,
     .gelu = gelu<V>,
-    .to_half = to_half<V>,
-    .attend_half = attend<V, uint16_t>,
-    .attend_float = attend<V, float>,
+    .store_cache_row = store_cache_row<V>,
+    .load_cache_row = load_cache_row<V>,
+    .hadamard = hadamard<V>,
+    .attend = attend<V>,
     .merge_chunks = merge_chunks<V>,
     .find_greater = find_greater<V>,
     .max_value = max_value<V>,

@@ -56,6 +56,25 @@ struct F32x16 {
     store(lanes);
     std::memcpy(p, lanes, sizeof(uint16_t) * (unsigned)n);
   }
+  static F32x16 set_half(uint16_t half) { return set(_cvtsh_ss(half)); }
+  static F32x16 load_bfloat(const uint16_t* p) {
+    return {float_from_bfloat(_mm_loadu_si128((const __m128i*)p)),
+            float_from_bfloat(_mm_loadu_si128((const __m128i*)p + 1))};
+  }
+  void store_bfloat(uint16_t* p) const {
+    const __m256i words = _mm256_packus_epi32(bfloat_words(a), bfloat_words(b));
+    _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(words, 0xd8));
+  }
+  static F32x16 load_codes(const int8_t* p) {
+    const __m128i codes = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(codes, codes)))};
+  }
+  void store_codes(int8_t* p) const {
+    const __m256i words =
+        _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)), 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  }
 
   friend F32x16 operator+(F32x16 x, F32x16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
   friend F32x16 operator-(F32x16 x, F32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
@@ -112,6 +131,17 @@ struct F32x16 {
   static void transpose(const uint16_t* const (&rows)[16], float* out, int64_t stride);
 
  private:
+  static __m256 float_from_bfloat(__m128i words) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
+  }
+  static __m256i bfloat_words(__m256 x) {  // in the low halves of the lanes
+    const __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+  }
   static __m256 scale2(__m256 x, __m256 n) {
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));

@@ -45,6 +45,20 @@ inline uint16_t half_from_float(float value) {
   return (uint16_t)(sign | ((bits - 0x38000000) >> 13));
 }
 
+inline float float_from_bfloat(uint16_t word) {
+  const uint32_t bits = (uint32_t)word << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint16_t bfloat_from_float(float value) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);  // NaN
+  return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 struct F32x16 {
   float v[16];
   struct Mask {
@@ -87,6 +101,24 @@ struct F32x16 {
   void store(uint16_t* p) const { store_first(p, 16); }
   void store_first(uint16_t* p, int n) const {
     for (int i = 0; i < n; ++i) p[i] = half_from_float(v[i]);
+  }
+  static F32x16 set_half(uint16_t half) { return set(float_from_half(half)); }
+  static F32x16 load_bfloat(const uint16_t* p) {
+    return each([&](int i) { return float_from_bfloat(p[i]); });
+  }
+  void store_bfloat(uint16_t* p) const {
+    for (int i = 0; i < 16; ++i) p[i] = bfloat_from_float(v[i]);
+  }
+  // Whole numbers in one byte each; stored, they are rounded to nearest, and NaN becomes -128.
+  static F32x16 load_codes(const int8_t* p) {
+    return each([&](int i) { return (float)p[i]; });
+  }
+  void store_codes(int8_t* p) const {
+    const F32x16 whole = round(*this);
+    for (int i = 0; i < 16; ++i) {
+      const float x = whole.v[i];
+      p[i] = x > -128.0f ? x < 127.0f ? (int8_t)x : (int8_t)127 : (int8_t)-128;
+    }
   }
 
   friend F32x16 operator+(F32x16 a, F32x16 b) {

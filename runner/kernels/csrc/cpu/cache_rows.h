@@ -1,0 +1,177 @@
+// Rows of cached values to and from float: the block formats of cache_types.h over one vector type.
+//
+// A row is n values: whole blocks for q8_0 (half d, 32 signed codes: d * code) and q4_0 (half d, 16 bytes; the low half
+// of byte i is value i, the high half value 16 + i: d * (code - 8)). All products are exact.
+// Rounding: to nearest, ties to even; q4_0's codes are min(15, floor(x / d + 8.5)). Codes are computed with the inverse
+// of d in float, as ggml does, before d is rounded to half; where that inverse is not finite all codes are those of 0.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cache_types.h"
+
+namespace shale {
+
+inline constexpr int64_t kQuantBlock = 32;
+
+template <class V, CacheType kType>
+struct CacheRows;
+
+// load(row, i): values i ... i + 15 of a row; load_first: n of them, lanes beyond are zero.
+template <class V>
+struct CacheRows<V, CacheType::f32> {
+  static V load(const uint8_t* row, int64_t i) { return V::load(at(row) + i); }
+  static V load_first(const uint8_t* row, int64_t i, int n) { return V::load_first(at(row) + i, n); }
+  static void store(const float* x, uint8_t* row, int64_t n) {
+    std::memcpy(row, x, static_cast<std::size_t>(n) * sizeof(float));
+  }
+
+ private:
+  static const float* at(const uint8_t* row) { return reinterpret_cast<const float*>(row); }
+};
+
+template <class V>
+struct CacheRows<V, CacheType::f16> {
+  static V load(const uint8_t* row, int64_t i) { return V::load(at(row) + i); }
+  static V load_first(const uint8_t* row, int64_t i, int n) { return V::load_first(at(row) + i, n); }
+  static void store(const float* x, uint8_t* row, int64_t n) {
+    auto* to = reinterpret_cast<uint16_t*>(row);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) V::load(x + i).store(to + i);
+    if (i < n) V::load_first(x + i, static_cast<int>(n - i)).store_first(to + i, static_cast<int>(n - i));
+  }
+
+ private:
+  static const uint16_t* at(const uint8_t* row) { return reinterpret_cast<const uint16_t*>(row); }
+};
+
+template <class V>
+struct CacheRows<V, CacheType::bf16> {
+  static V load(const uint8_t* row, int64_t i) { return V::load_bfloat(at(row) + i); }
+  static V load_first(const uint8_t* row, int64_t i, int n) {
+    uint16_t lanes[16] = {};
+    std::memcpy(lanes, at(row) + i, sizeof(uint16_t) * static_cast<std::size_t>(n));
+    return V::load_bfloat(lanes);
+  }
+  static void store(const float* x, uint8_t* row, int64_t n) {
+    auto* to = reinterpret_cast<uint16_t*>(row);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) V::load(x + i).store_bfloat(to + i);
+    if (i == n) return;
+    uint16_t lanes[16];
+    V::load_first(x + i, static_cast<int>(n - i)).store_bfloat(lanes);
+    std::memcpy(to + i, lanes, sizeof(uint16_t) * static_cast<std::size_t>(n - i));
+  }
+
+ private:
+  static const uint16_t* at(const uint8_t* row) { return reinterpret_cast<const uint16_t*>(row); }
+};
+
+// Blocks with a half as their scale.
+template <class V>
+inline V scale_of_block(const uint8_t* block) {
+  uint16_t half;
+  std::memcpy(&half, block, sizeof half);
+  return V::set_half(half);
+}
+template <class V>
+inline void store_scale(float scale, uint8_t* block) {
+  V::set(scale).store_first(reinterpret_cast<uint16_t*>(block), 1);
+}
+template <class V>
+inline float inverse_scale(float scale) {
+  const float inverse = 1.0f / scale;
+  return inverse - inverse == 0.0f ? inverse : 0.0f;
+}
+
+template <class V>
+struct CacheRows<V, CacheType::q8_0> {
+  static V load(const uint8_t* row, int64_t i) {
+    const uint8_t* block = row + i / kQuantBlock * 34;
+    return V::load_codes(reinterpret_cast<const int8_t*>(block) + 2 + i % kQuantBlock) * scale_of_block<V>(block);
+  }
+  static V load_first(const uint8_t* row, int64_t i, int) { return load(row, i); }
+  static void store(const float* x, uint8_t* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += kQuantBlock, row += 34) {
+      const V a = V::load(x + i), b = V::load(x + i + 16);
+      const float scale = V::max(V::abs(a), V::abs(b)).max() / 127.0f;
+      const V inverse = V::set(inverse_scale<V>(scale));
+      store_scale<V>(scale, row);
+      V::round(a * inverse).store_codes(reinterpret_cast<int8_t*>(row) + 2);
+      V::round(b * inverse).store_codes(reinterpret_cast<int8_t*>(row) + 18);
+    }
+  }
+};
+
+template <class V>
+struct CacheRows<V, CacheType::q4_0> {
+  static V load(const uint8_t* row, int64_t i) {
+    const uint8_t* block = row + i / kQuantBlock * 18;
+    int8_t codes[16];
+    const int shift = i % kQuantBlock == 0 ? 0 : 4;
+    for (int j = 0; j < 16; ++j) codes[j] = static_cast<int8_t>((block[2 + j] >> shift & 15) - 8);
+    return V::load_codes(codes) * scale_of_block<V>(block);
+  }
+  static V load_first(const uint8_t* row, int64_t i, int) { return load(row, i); }
+  static void store(const float* x, uint8_t* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += kQuantBlock, row += 18) {
+      const V a = V::load(x + i), b = V::load(x + i + 16);
+      const float scale = extreme(x + i, a, b) / -8.0f;
+      const V inverse = V::set(inverse_scale<V>(scale));
+      store_scale<V>(scale, row);
+      int8_t low[16], high[16];
+      codes(a * inverse).store_codes(low);
+      codes(b * inverse).store_codes(high);
+      for (int j = 0; j < 16; ++j) row[2 + j] = static_cast<uint8_t>(low[j] | high[j] << 4);
+    }
+  }
+
+ private:
+  // The value of greatest magnitude, the first of equals.
+  static float extreme(const float* x, V a, V b) {
+    const V greatest = V::set(V::max(V::abs(a), V::abs(b)).max());
+    const uint32_t less = V::bits(V::less(V::abs(a), greatest)) | V::bits(V::less(V::abs(b), greatest)) << 16;
+    return less == 0xffffffff ? x[0] : x[__builtin_ctz(~less)];
+  }
+  // min(15, floor(x + 8.5)) for x >= -8.5, as x + 8.5 rounded down: half of it is what a round would have to decide.
+  static V codes(V x) {
+    const V shifted = x + V::set(8.5f), nearest = V::round(shifted);
+    const V floor = V::select(V::less(shifted, nearest), nearest - V::set(1.0f), nearest);
+    return V::select(V::less(floor, V::set(15.0f)), floor, V::set(15.0f));
+  }
+};
+
+// f<CacheType>() for a type known at run time.
+template <class F>
+inline void with_cache_type(CacheType type, F&& f) {
+  switch (type) {
+    case CacheType::f32:
+      return f.template operator()<CacheType::f32>();
+    case CacheType::f16:
+      return f.template operator()<CacheType::f16>();
+    case CacheType::bf16:
+      return f.template operator()<CacheType::bf16>();
+    case CacheType::q8_0:
+      return f.template operator()<CacheType::q8_0>();
+    case CacheType::q4_0:
+      return f.template operator()<CacheType::q4_0>();
+  }
+}
+
+template <class V>
+void store_cache_row(CacheType type, const float* x, uint8_t* row, int64_t n) {
+  with_cache_type(type, [&]<CacheType kType>() { CacheRows<V, kType>::store(x, row, n); });
+}
+
+template <class V>
+void load_cache_row(CacheType type, const uint8_t* row, float* x, int64_t n) {
+  with_cache_type(type, [&]<CacheType kType>() {
+    using Rows = CacheRows<V, kType>;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) Rows::load(row, i).store(x + i);
+    if (i < n) Rows::load_first(row, i, static_cast<int>(n - i)).store_first(x + i, static_cast<int>(n - i));
+  });
+}
+
+}  // namespace shale

@@ -1,0 +1,194 @@
+"""The same request gives the same bytes: alone or among others, from a cached prefix or not, moved about or not.
+
+Random schedules run through the real engine and real kernels; every answer, its log probabilities included, must be
+the one that the same request gets alone, on a fresh cache, from one thread, with its prompt in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runner.engine import Engine
+from runner.kernels import Kernels
+from runner.load import LoadedModel
+from runner.protocol import CompletionRequest, SamplingOptions
+from runner.request import Completion
+from tests.runner.loading import load
+
+NUM_CTX = 80
+SHARED = tuple(range(20, 70))  # what most prompts begin with
+
+MODELS = {
+    "llama-q4_k": ("llama", "Q4_K", {}),
+    "llama-q4_0-kv_q8_0": ("llama", "Q4_0", {"kv_cache_type": "q8_0"}),
+    "qwen3-f16-kv_bf16_q4_0": ("qwen3", "F16", {"kv_cache_type": ("bf16", "q4_0")}),
+    "gemma3-q8_0": ("gemma3", "Q8_0", {}),
+    "mixtral-q8_0-kv_f32": ("mixtral", "Q8_0", {"kv_cache_type": "f32"}),
+}
+SHAPES = (
+    {"num_parallel": 1, "num_batch": 64},
+    {"num_parallel": 3, "num_batch": 7},
+    {"num_parallel": 4, "num_batch": 32},
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, and when it comes."""
+
+    prompt: tuple[int, ...]
+    num_predict: int
+    seed: int
+    arrives: int
+    leaves: int | None = None  # the step before which the client is gone
+
+    def request(self, *, cache_prompt: bool) -> CompletionRequest:
+        options = SamplingOptions(
+            temperature=0.9 if self.seed % 2 else 0.0, seed=self.seed, num_predict=self.num_predict, ignore_eos=True
+        )
+        return CompletionRequest(prompt=self.prompt, options=options, top_logprobs=2, cache_prompt=cache_prompt)
+
+
+prompts = st.one_of(
+    st.integers(1, len(SHARED)).map(lambda n: SHARED[:n]),
+    st.builds(
+        lambda n, tail: (*SHARED[:n], *tail), st.integers(1, len(SHARED)), st.lists(st.integers(5, 99), max_size=25)
+    ),
+    st.lists(st.integers(5, 99), min_size=1, max_size=60).map(tuple),
+).map(lambda prompt: tuple(prompt[:NUM_CTX]))
+requests = st.builds(
+    Asked,
+    prompt=prompts,
+    num_predict=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    arrives=st.integers(0, 30),
+    leaves=st.one_of(st.none(), st.integers(0, 60)),
+)
+
+
+@dataclass
+class Desk:
+    """An engine whose steps the test takes."""
+
+    model: LoadedModel
+    lines: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def run(self, asked: list[Asked], *, defragment_every: int = 0, cache_prompt: bool = True) -> list[list[Any]]:
+        """The lines of each request, without durations."""
+        engine = Engine(self.model, _deliver)
+        answers: list[list[Any]] = [[] for _ in asked]
+        works: dict[int, Completion] = {}
+        step = 0
+        while len(works) < len(asked) or engine.num_busy:
+            for number, each in enumerate(asked):
+                if each.arrives == step:
+                    works[number] = Completion(
+                        each.request(cache_prompt=cache_prompt), self.model, answers[number].append
+                    )
+                    engine.submit(works[number])
+                if each.leaves == step and number in works:
+                    engine.cancel(works[number])
+            engine.step()
+            if defragment_every and step % defragment_every == 0:
+                self.model.cache.defragment()
+            self.model.cache.check_integrity()
+            step += 1
+            assert step < 5000, "the engine does not come to an end"
+        assert self.model.cache.num_open == 0
+        return answers
+
+
+def _deliver(deliveries: Any) -> None:
+    for receive, line in deliveries:
+        receive(line)
+
+
+def told(answer: list[dict[str, Any]]) -> tuple[list[Any], list[Any], Any]:
+    """What must be equal: tokens, log probabilities to the last bit, and the end."""
+    tokens = [token for line in answer for token in line.get("tokens", ())]
+    details = [detail for line in answer for detail in line.get("logprobs", ())]
+    end = answer[-1] if answer else {}
+    return tokens, details, {key: end.get(key) for key in ("done_reason", "eval_count", "prompt_eval_count", "error")}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def models(
+    request: pytest.FixtureRequest, tiny_models: Callable[..., Path], fast: Kernels
+) -> Iterator[tuple[LoadedModel, list[LoadedModel]]]:
+    """One that answers alone, and some that answer many."""
+    architecture, type_name, options = MODELS[request.param]
+    # Heads of 64 values: so that a quantized cache rotates its keys.
+    path = tiny_models(architecture, type_name, head_dim=64)
+    quiet = load(path, fast, num_ctx=NUM_CTX, num_batch=NUM_CTX, num_parallel=1, **options)
+    yield quiet, [load(path, fast, num_ctx=NUM_CTX, **shape, **options) for shape in SHAPES]
+    fast.set_num_thread(2)
+
+
+ALONE: dict[tuple[int, Asked], Any] = {}
+
+
+def alone(model: LoadedModel, fast: Kernels, asked: Asked) -> Any:
+    key = (id(model), Asked(asked.prompt, asked.num_predict, asked.seed, 0))
+    if key not in ALONE:
+        fast.set_num_thread(1)
+        ALONE[key] = told(Desk(model).run([key[1]], cache_prompt=False)[0])
+    return ALONE[key]
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    asked=st.lists(requests, min_size=1, max_size=9),
+    which=st.integers(0, len(SHAPES) - 1),
+    defragment_every=st.sampled_from([0, 0, 1, 3]),
+    num_thread=st.sampled_from([1, 2]),
+)
+def test_every_answer_is_the_one_that_the_request_gets_alone(
+    models: tuple[LoadedModel, list[LoadedModel]],
+    fast: Kernels,
+    asked: list[Asked],
+    which: int,
+    defragment_every: int,
+    num_thread: int,
+) -> None:
+    quiet, busy = models
+    expected = [alone(quiet, fast, each) for each in asked]
+    fast.set_num_thread(num_thread)
+    answers = Desk(busy[which]).run(asked, defragment_every=defragment_every)
+    for each, answer, right in zip(asked, answers, expected, strict=True):
+        found = told(answer)
+        if each.leaves is None or (answer and "done" in answer[-1]):
+            assert found == right
+        else:
+            assert found[:2] == (right[0][: len(found[0])], right[1][: len(found[1])])
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_generation_with_a_full_defragmentation_every_few_steps_equals_generation_without(
+    models: tuple[LoadedModel, list[LoadedModel]], fast: Kernels, every: int
+) -> None:
+    quiet, busy = models
+    asked = [Asked(SHARED[: 10 + 7 * n], 30, 0, 2 * n, leaves=9 if n % 2 else None) for n in range(6)]
+    answers = Desk(busy[1]).run(asked, defragment_every=every)
+    for each, answer in zip(asked, answers, strict=True):
+        if each.leaves is None:
+            assert told(answer) == alone(quiet, fast, each)
+
+
+def test_a_second_request_takes_the_first_ones_prefix_and_says_so(
+    models: tuple[LoadedModel, list[LoadedModel]], fast: Kernels
+) -> None:
+    quiet, busy = models
+    model = busy[2]
+    model.cache.forget()
+    first = Asked(SHARED, 5, 0, 0)
+    Desk(model).run([first])
+    (answer,) = Desk(model).run([first])
+    assert told(answer) == alone(quiet, fast, first)
+    assert answer[-1]["prompt_eval_cached"] == len(SHARED) - 1
