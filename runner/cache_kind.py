@@ -94,20 +94,17 @@ class CacheKind:
         needed = sum(count for _, count in self.missing(runs))
         return needed, self.pool.num_cells - int(np.count_nonzero(is_held))
 
-    def is_short_of_copies(self, sequence: Sequence, begin: int, end: int) -> bool:
-        """Whether cells are missing to give ``sequence`` its own from ``end`` on, when ``begin`` to ``end`` go."""
+    def is_short_of_copies(self, sequence: Sequence, begin: int) -> bool:
+        """Whether cells are missing to give ``sequence`` its own from position ``begin`` on."""
         table = self.table(sequence)
-        later = table.part(end, table.end).size - self.pool.num_exclusive(table, end, table.end)
-        return later > self.pool.num_free + self.pool.num_exclusive(table, begin, end)
+        num_shared = table.part(begin, table.end).size - self.pool.num_exclusive(table, begin, table.end)
+        return num_shared > self.pool.num_free
 
-    def room_for_copies(
-        self, sequence: Sequence, begin: int, end: int, sequences: Iterable[Sequence]
-    ) -> tuple[int, int]:
+    def room_for_copies(self, sequence: Sequence, begin: int, sequences: Iterable[Sequence]) -> tuple[int, int]:
         """(cells needed, cells free) for the same, if nobody but ``sequences`` had any."""
         owners = np.zeros(self.pool.num_cells, np.int32)
         for other in sequences:
             owners[self.table(other).held] += 1
         table = self.table(sequence)
-        needed = np.count_nonzero(owners[table.part(end, table.end)] > 1)
-        freed = np.count_nonzero(owners[table.part(begin, end)] == 1)
-        return int(needed), int(freed + np.count_nonzero(owners == 0))
+        needed = np.count_nonzero(owners[table.part(begin, table.end)] > 1)
+        return int(needed), int(np.count_nonzero(owners == 0))

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 
-from runner.cells import Extent, Int32Array, Move, cells_of
+from runner.cells import Int32Array, Move, cells_of
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -25,8 +25,7 @@ def execute(moves: Seq[Move], tensors: Iterable[ByteArray], chunk_bytes: int = M
     """
     long_moves = [move for move in moves if move.length >= LONG_MOVE]
     short_moves = [move for move in moves if move.length < LONG_MOVE]
-    src = cells_of(Extent(move.src, move.length) for move in short_moves)
-    dst = cells_of(Extent(move.dst, move.length) for move in short_moves)
+    src, dst = cells_of(short_moves)
     num_cells = sum(move.length for move in moves)
     num_bytes = 0
     for rows in tensors:

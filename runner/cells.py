@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -187,7 +188,8 @@ class CellPool:
         if where.size > self.num_free:
             return None
         old = part[where]
-        new = cells_of(self._holes.take(where.size, None, is_roomy=False, max_extents=None) or ())
+        extents = self._holes.take(where.size, None, is_roomy=False, max_extents=None) or ()
+        new = np.array([cell for start, length in extents for cell in range(start, start + length)], np.int32)
         self._owners[old] -= 1
         self._owners[new] = 1
         part[where] = new
@@ -205,13 +207,13 @@ class CellPool:
         src = np.flatnonzero(self._owners[num_used:]) + num_used
         return moves_of(src, dst)
 
-    def apply(self, moves: Iterable[Move], tables: Iterable[Table]) -> None:
+    def apply(self, moves: Seq[Move], tables: Iterable[Table]) -> None:
         """Writes down what ``plan_defragmentation`` said and the caller has done. ``tables``: all that own cells."""
+        src, dst = cells_of(moves)
         new = np.arange(self.num_cells, dtype=np.int32)
-        for src, dst, length in moves:
-            new[src : src + length] = np.arange(dst, dst + length)
-            self._owners[dst : dst + length] = self._owners[src : src + length]
-            self._owners[src : src + length] = 0
+        new[src] = dst
+        self._owners[dst] = self._owners[src]
+        self._owners[src] = 0
         for table in tables:
             table.held[:] = new[table.held]
         self._holes = _Holes.between(self._owners)
@@ -346,12 +348,6 @@ def extents_of(cells: npt.NDArray[np.integer]) -> list[Extent]:
     return list(map(Extent, starts.tolist(), lengths.tolist()))
 
 
-def cells_of(extents: Iterable[Extent]) -> Int32Array:
-    """The cells of extents, one after the other."""
-    parts = [np.arange(start, start + length, dtype=np.int32) for start, length in extents]
-    return np.concatenate(parts) if parts else np.empty(0, np.int32)
-
-
 def moves_of(src: npt.NDArray[np.integer], dst: npt.NDArray[np.integer]) -> list[Move]:
     """Cell ``src[i]`` to ``dst[i]`` for each i, neighbours joined."""
     if not src.size:
@@ -360,6 +356,13 @@ def moves_of(src: npt.NDArray[np.integer], dst: npt.NDArray[np.integer]) -> list
     starts = np.concatenate(([0], starts))
     lengths = np.diff(starts, append=src.size)
     return list(map(Move, src[starts].tolist(), dst[starts].tolist(), lengths.tolist()))
+
+
+def cells_of(moves: Seq[Move]) -> tuple[Int32Array, Int32Array]:
+    """The opposite: every cell that moves, and where it goes."""
+    src, dst, lengths = np.fromiter(chain.from_iterable(moves), np.int32, 3 * len(moves)).reshape(-1, 3).T
+    within = np.arange(lengths.sum(), dtype=np.int32) - np.repeat(np.cumsum(lengths, dtype=np.int32) - lengths, lengths)
+    return np.repeat(src, lengths) + within, np.repeat(dst, lengths) + within
 
 
 def _runs(cells: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:

@@ -187,7 +187,7 @@ class KVCache:
         """
         if not self.is_shiftable(sequence, num_keep, num_discard):
             raise ValueError(f"{num_discard} of {sequence.num_past} tokens, after the first {num_keep}, cannot go here")
-        self._make_room_for_copies(sequence, num_keep, num_keep + num_discard)
+        self._make_room_for_copies(sequence, num_keep + num_discard)
         sequence.is_reusable = False
         self._forget_unstored(sequence)
         for kind in self._kinds:
@@ -303,13 +303,16 @@ class KVCache:
         while self._prefixes and any(kind.is_short(runs) for kind in self._kinds):
             self._release(self._prefixes.pop_oldest())
 
-    def _make_room_for_copies(self, sequence: Sequence, begin: int, end: int) -> None:
-        """The same for copies of what ``sequence`` shares from ``end`` on, when it lets go of ``begin`` to ``end``."""
+    def _make_room_for_copies(self, sequence: Sequence, begin: int) -> None:
+        """The same for copies of what ``sequence`` shares from position ``begin`` on.
+
+        What goes before that frees nothing: where one position is shared, earlier ones are too.
+        """
         for kind in self._kinds:
-            needed, free = kind.room_for_copies(sequence, begin, end, self._open)
+            needed, free = kind.room_for_copies(sequence, begin, self._open)
             if needed > free:
                 raise CacheFullError(needed, free)
-        while self._prefixes and any(kind.is_short_of_copies(sequence, begin, end) for kind in self._kinds):
+        while self._prefixes and any(kind.is_short_of_copies(sequence, begin) for kind in self._kinds):
             self._release(self._prefixes.pop_oldest())
 
     def _defragment(self, kind: CacheKind) -> None:

@@ -10,22 +10,26 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from runner.allocation import Allocation, allocate
 from runner.devices.base import Device, OutOfMemoryError
 from runner.devices.cpu import CpuDevice
 from runner.footprint import DeviceName, cells_per_sequence, converted_tensors, footprint
 from runner.gguf import GGUFFile, open_gguf
-from runner.kernels import Kernels
+from runner.kernels import Float32Array, Kernels
 from runner.kv_cache import KVCache
 from runner.model.spec import ModelSpec, read_spec
 from runner.model.stage import Place
 from runner.model.transformer import Transformer
 from runner.model.weights import Weights, load
 from runner.protocol import Health, LoadRequest, LoadResponse, Memory, Operation, Status
+from runner.sequence import Batch, Output, Sequence
 from runner.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -50,11 +54,24 @@ class LoadedModel:
     request: LoadRequest
     kernels: Kernels
 
+    def forward(self, runs: Seq[tuple[Sequence, npt.ArrayLike, Output]]) -> Float32Array:
+        """Places, computes and notes down the next tokens of each sequence: a whole step without an engine.
+
+        Returns the logits that are asked for, shape (their number, num_vocab), until the next pass. Raises what
+        ``KVCache.place`` and ``Transformer.forward`` raise.
+        """
+        counted = [(sequence, np.asarray(tokens, np.int32)) for sequence, tokens, _ in runs]
+        self.cache.place([(sequence, tokens.size) for sequence, tokens in counted])
+        logits = self.transformer.forward(Batch.of(runs))
+        for sequence, tokens in counted:
+            self.cache.advance(sequence, tokens)
+        return logits
+
 
 class Loader:
     """Holds one model file and takes it through the load operations. Safe to call from several threads."""
 
-    def __init__(self, path: Path, kernels: Kernels, host: Device | None = None, others: Sequence[Device] = ()) -> None:
+    def __init__(self, path: Path, kernels: Kernels, host: Device | None = None, others: Seq[Device] = ()) -> None:
         """``host`` is the CPU, ``others`` the devices beside it that a layout may name.
 
         Raises GGUFError or ModelError if the file is not a model that can run.

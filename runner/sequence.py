@@ -88,8 +88,8 @@ class Batch:
         for sequence, run, output in runs:
             ids = np.asarray(run, np.int32)
             end = sequence.num_past + ids.size
-            if sequence.cells.size and end > sequence.cells.size:
-                raise ValueError(f"position {end - 1} lies past the {sequence.cells.size} cells of its sequence")
+            if any(end > table.end for table in sequence.tables):
+                raise ValueError(f"position {end - 1} has no cell; KVCache.place gives it one")
             segments.append(Segment(row, row + ids.size, sequence.num_past, offset))
             tokens.append(ids)
             cells.append(sequence.cells[:end])

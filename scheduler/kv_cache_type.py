@@ -6,7 +6,7 @@ from typing import get_args
 
 from runner.protocol import CacheType
 
-KNOWN: tuple[str, ...] = get_args(CacheType)
+KV_CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 
 KVCacheType = str | tuple[str, str]
 """One type for both, or that of keys and that of values."""
@@ -23,8 +23,8 @@ def parse_kv_cache_type(text: str) -> KVCacheType:
 def parse_kv_cache_type_setting(text: str) -> KVCacheType:
     """Like ``parse_kv_cache_type``, for an environment variable: an unknown type is a ValueError as well."""
     given = parse_kv_cache_type(text)
-    if not set((given,) if isinstance(given, str) else given) <= set(KNOWN):
-        raise ValueError(f"{', '.join(KNOWN)}, or those of keys and of values, such as q8_0,f16")
+    if not set((given,) if isinstance(given, str) else given) <= set(KV_CACHE_TYPES):
+        raise ValueError(f"{', '.join(KV_CACHE_TYPES)}, or those of keys and of values, such as q8_0,f16")
     return given
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from scheduler.events import Eviction, Observer
 from scheduler.eviction import Candidate, Rank, freed
 from scheduler.freed_memory import freed_memory_appears
 from scheduler.options import LoadOptions
-from scheduler.placement import Around, MakeRoom, Place, Wait, check_on_gpu, decide
+from scheduler.placement import Around, Decision, MakeRoom, Place, Wait, check_on_gpu, decide
 from scheduler.rehearsal import Case
 from scheduler.reservations import Claim, bytes_of, less_promised, total
 from scheduler.resident import Resident, State
@@ -115,7 +115,8 @@ class Loads:
                     self._begin(resident)
                     raise
                 # Much may have happened during the decision.
-                if isinstance(decision, MakeRoom) and not self._are_as_they_were(decision.victims, others):
+                leaving = _chosen(decision, others)
+                if not all(self._can_go(other, rank) for other, rank in leaving):
                     continue
                 if isinstance(decision, Wait):
                     self._release(resident)
@@ -128,7 +129,7 @@ class Loads:
                 resident.num_gpus = len(case.machine.gpus)
                 return decision
             if isinstance(decision, MakeRoom):
-                await self._make_room(decision.victims, decision.reason, case.machine)
+                await self._make_room([other for other, _ in leaving], decision.reason, case.machine)
             else:
                 await end.wait()
 
@@ -161,14 +162,12 @@ class Loads:
         held = bytes_of(resident.memory) if resident.memory else {}
         return Candidate(resident.model.path, _rank(resident), max(0.0, idle_s), sum(resident.phases.values()), held)
 
-    def _are_as_they_were(self, victims: tuple[Candidate, ...], others: list[Resident]) -> bool:
-        """Whether nobody has begun to use one of them, and none is gone; one may be loading again, even.
+    def _can_go(self, resident: Resident, rank: Rank) -> bool:
+        """Whether it is still there, and nobody has begun to use or pin it since it was of this rank.
 
-        To wait for the end of one that loads would be to wait for oneself: its load waits for this one.
+        Another one with its name may be waiting to load: to wait for the end of that one would be to wait for oneself.
         """
-        then = {other.model.path: other for other in others}
-        now = self._residents
-        return all(now.get(v.path) is then[v.path] and _rank(then[v.path]) <= v.rank for v in victims)
+        return self._residents.get(resident.model.path) is resident and _rank(resident) <= rank
 
     def _begin(self, resident: Resident) -> None:
         if resident.state is State.WAITING:
@@ -183,23 +182,24 @@ class Loads:
 
     # ---- making room ---------------------------------------------------------------------------
 
-    async def _make_room(self, victims: tuple[Candidate, ...], reason: Eviction, before: Machine) -> None:
-        """Returns when the victims, who are there at the moment of the call, are gone and what they held is free."""
-        leaving = [self._residents[victim.path] for victim in victims]
+    async def _make_room(self, leaving: Sequence[Resident], reason: Eviction, before: Machine) -> None:
+        """Returns when they are gone and what they held is free."""
+        held = freed([self._candidate(resident) for resident in leaving])
         for resident in leaving:
             if resident.state is State.READY:
                 self._evict(resident, reason)
         for resident in leaving:
             await resident.gone.wait()
         workshop = self._workshop
-        await freed_memory_appears(lambda: asyncio.to_thread(workshop.machine), before, freed(victims), workshop.clock)
+        await freed_memory_appears(lambda: asyncio.to_thread(workshop.machine), before, held, workshop.clock)
 
     async def _evict_idle(self, resident: Resident) -> bool:
         """False: there is nobody to unload."""
+        idle = [other for other in self._others(resident) if _rank(other) <= Rank.IDLE]
         await self._stop(resident)
-        machine = await asyncio.to_thread(self._workshop.machine)
-        idle = tuple(c for c in map(self._candidate, self._others(resident)) if c.rank <= Rank.IDLE)
-        await self._make_room(idle, Eviction.MEMORY, machine)
+        before = await asyncio.to_thread(self._workshop.machine)
+        still_idle = [other for other in idle if self._can_go(other, Rank.IDLE)]
+        await self._make_room(still_idle, Eviction.MEMORY, before)
         return bool(idle)
 
     # ---- bringing up ---------------------------------------------------------------------------
@@ -225,6 +225,12 @@ class Loads:
         started, resident.started = resident.started, None
         if started is not None:
             await started.stop()
+
+
+def _chosen(decision: Decision, others: Sequence[Resident]) -> list[tuple[Resident, Rank]]:
+    """The residents that have to go, each with its rank when that was decided."""
+    ranks = {victim.path: victim.rank for victim in decision.victims} if isinstance(decision, MakeRoom) else {}
+    return [(other, ranks[other.model.path]) for other in others if other.model.path in ranks]
 
 
 def _rank(resident: Resident) -> Rank:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from runner.protocol import CacheType, LoadRequest, Operation
+from runner.protocol import LoadRequest, Operation
 from scheduler.errors import SettingsError
+from scheduler.kv_cache_type import KV_CACHE_TYPES
 from scheduler.settings import SchedulerSettings
 
 MIN_NUM_CTX = 4
 MAX_NUM_PARALLEL = 1024
 MAX_AUTO_PARALLEL = 4
 DEFAULT_NUM_BATCH = 512
-CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -152,9 +152,9 @@ def _differ_on_gpus(old: LoadOptions, new: LoadOptions) -> bool:
 
 def _check_cache_type(asked: str | tuple[str, str] | None) -> None:
     types = [asked] if isinstance(asked, str) else list(asked or ())
-    unknown = [each for each in types if each not in CACHE_TYPES]
+    unknown = [each for each in types if each not in KV_CACHE_TYPES]
     if unknown:
-        raise SettingsError(f"kv_cache_type must be one of {', '.join(CACHE_TYPES)}, found {unknown[0]!r}")
+        raise SettingsError(f"kv_cache_type must be one of {', '.join(KV_CACHE_TYPES)}, found {unknown[0]!r}")
 
 
 def _check(options: LoadOptions) -> None:

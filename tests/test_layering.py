@@ -15,13 +15,13 @@ import pytest
 FLOORS = {
     "runner": (
         ("runner.", "runner.protocol", "runner.lifeline", "runner.sim_ledger", "runner.ggml_types",
-         "runner.cache_types", "runner.gguf_cursor", "runner.gguf_strings", "runner.gguf_header", "runner.gguf", "runner.cells",
-         "runner.batching", "runner.work", "runner.durations", "runner.engine_stats"),
+         "runner.cache_types", "runner.gguf_cursor", "runner.gguf_strings", "runner.gguf_header", "runner.gguf",
+         "runner.cells", "runner.batching", "runner.work", "runner.durations", "runner.engine_stats"),
         ("runner.model.", "runner.model.spec", "runner.footprint", "runner.kernels", "runner.devices",
          "runner.tokenizer", "runner.sequence", "runner.prefixes", "runner.cache_moves"),
         ("runner.model.ops", "runner.model.step", "runner.cache_layer"),
-        ("runner.model.weights", "runner.cache_kind", "runner.kv_cache", "runner.random", "runner.sampling", "runner.stop",
-         "runner.output"),
+        ("runner.model.weights", "runner.cache_kind", "runner.kv_cache", "runner.random", "runner.sampling",
+         "runner.stop", "runner.output"),
         ("runner.model.stage", "runner.model.attention", "runner.model.ffn"),
         ("runner.allocation", "runner.model.transformer"),
         ("runner.load", "runner.request", "runner.stream", "runner.embedding", "runner.admission",

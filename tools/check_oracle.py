@@ -98,8 +98,7 @@ def last_logits(model: LoadedModel, tokens: list[int], split: int) -> tuple[np.n
     runs = [tokens[i : min(i + chunk, split)] for i in range(0, split, chunk)] + [[t] for t in tokens[split:]]
     done = 0
     for run in runs:
-        logits = model.transformer.forward(Batch.of([(sequence, run, "last")]))
-        sequence.num_past += len(run)
+        logits = model.forward([(sequence, run, "last")])
         done += len(run)
         if done in (split, len(tokens)):
             results.append(logits[0].copy())

@@ -158,9 +158,7 @@ def plan(
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Host memory to think of, such as 64GiB.")] = None,
     ctx: Annotated[str | None, typer.Option(help="Tokens of context, or auto.")] = None,
-    kv: Annotated[
-        str | None, typer.Option(help="Type of the KV cache, or of keys and values: q8_0,f16.")
-    ] = None,
+    kv: Annotated[str | None, typer.Option(help="Type of the KV cache, or of keys and values: q8_0,f16.")] = None,
     parallel: Annotated[int | None, typer.Option(help="Sequences at a time.")] = None,
     num_gpu: Annotated[int | None, typer.Option(help="Layers to place on GPUs; -1: as many as fit.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer of /api/plan.")] = False,

@@ -188,7 +188,8 @@ def test_choices_are_seen_at_work_and_gone_with_their_client(counted: Server) ->
     counted.post("/api/generate", {"model": DEMO})
     body = {"model": DEMO, "prompt": "a", "n": 8, "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{counted.url}/v1/completions", json=body, timeout=30, trust_env=False) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # held: an iterator that goes closes the connection
+        next(lines)
         (model,) = models_of(counted)
         parallel = model["sequences"]["parallel"]
         assert model["sequences"] == {"active": min(parallel, 8), "waiting": max(8 - parallel, 0), "parallel": parallel}

@@ -85,7 +85,8 @@ def test_choice_i_is_what_the_seed_plus_i_gives_alone(openai_client: openai.Open
 
 def test_choices_of_a_chat_come_interleaved_in_a_stream(openai_client: openai.OpenAI, server: Any) -> None:
     server.post("/api/generate", {"model": DEMO, "options": {"num_parallel": 4}})
-    settings: Any = {"model": DEMO, "messages": MESSAGES, "temperature": 1.2, "seed": 3, "n": 4, "max_tokens": 24}
+    settings: Any = {"model": DEMO, "messages": MESSAGES, "temperature": 1.2, "seed": 3, "n": 4, "max_tokens": 200}
+    settings["extra_body"] = {"ignore_eos": True}  # long enough for all of them to be seen under way
     whole = openai_client.chat.completions.create(**settings)
     stream = openai_client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True})
     *chunks, last = list(stream)

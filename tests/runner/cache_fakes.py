@@ -114,6 +114,7 @@ class Bench:
             for cell, (key, value) in zip(own, told, strict=True):
                 each.keys.rows[cell] = np.frombuffer(key, np.uint8)
                 each.values.rows[cell] = np.frombuffer(value, np.uint8)
+        self.check()  # that the first of them find what they see
         for sequence, tokens in runs:
             self.cache.advance(sequence, tokens)
 
@@ -138,16 +139,16 @@ class Bench:
         del self.stories[sequence]
 
     def check(self) -> None:
-        """Every position that a next token sees holds what was stored for it."""
+        """Every position that a next token sees holds what was stored for it, and what was stored beyond it too."""
         self.cache.check_integrity()
         for sequence, story in self.stories.items():
-            assert sequence.num_past == len(story.tokens)
-            assert sequence.stored.tolist() == story.tokens
+            num_stored = len(story.tokens)
+            assert sequence.stored.tolist() == story.tokens[: sequence.num_past]
             for index, each in enumerate(self.layers):
                 slides = bool(self.window and index)
                 cells = sequence.sliding_cells if slides else sequence.cells
                 first = max(0, sequence.num_past + 1 - self.window) if slides else 0
-                for position in range(first, sequence.num_past):
+                for position in range(first, num_stored):
                     found = each.keys.rows[cells[position]], each.values.rows[cells[position]]
                     assert tuple(map(bytes, found)) == story.stored[position][index], (index, position)
 

@@ -307,8 +307,8 @@ def test_it_dies_with_its_parent(tiny_models: Callable[..., Path], standard_inpu
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment(), cwd=ROOT) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
-        time.sleep(0.5)
-        assert child.is_running()
+        while not any("numpy" in each.path for each in child.memory_maps()):  # imported after the lifeline is tied
+            time.sleep(0.05)
         parent.kill()
     child.wait(5)
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runner.cells import MAX_EXTENTS_PER_PLACEMENT, CellPool, Extent, Move, Table
+from runner.cells import MAX_EXTENTS_PER_PLACEMENT, CellPool, Extent, Move, Table, cells_of, moves_of
 
 NUM_CTX = 40
 
@@ -167,6 +167,22 @@ def test_a_used_cell_does_not_go_with_the_end_of_the_pool() -> None:
     with pytest.raises(ValueError, match=f"cell {last} is used; a pool of 32 cells does not have it"):
         pool.resize(32)
     assert state(pool) == before
+
+
+def test_a_table_in_many_pieces_gives_all_its_cells_back() -> None:
+    pool, tables = alternating(1024)
+    pool.release(tables[0])
+    pool.check_integrity(tables)
+    assert (pool.num_used, pool.plan_defragmentation()) == (0, [])
+
+
+def test_moves_and_the_cells_that_move_say_the_same() -> None:
+    moves = [Move(70, 3, 2), Move(72, 8, 3), Move(90, 0, 1)]
+    src, dst = cells_of(moves)
+    assert list(zip(src, dst, strict=True)) == [(70, 3), (71, 4), (72, 8), (73, 9), (74, 10), (90, 0)]
+    assert moves_of(src, dst) == moves
+    assert [array.tolist() for array in cells_of([])] == [[], []]
+    assert moves_of(*cells_of([])) == []
 
 
 def test_sharing_what_is_not_held_is_refused() -> None:

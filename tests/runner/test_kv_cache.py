@@ -123,8 +123,7 @@ def test_prefixes_go_oldest_first_and_no_more_than_needed() -> None:
     bench = Bench(num_ctx=64, num_parallel=1)
     for start in (0, 100, 200):
         bench.close(bench.started(tokens(start, 20)))
-    bench.started(tokens(0, 5))  # uses the oldest, which is then the youngest
-    bench.close(next(iter(bench.stories)))
+    bench.close(bench.started([*tokens(0, 5), 99]), keep=False)  # uses the oldest, which is then the youngest
     bench.started(tokens(300, 10))
     assert [each.stored[0] for each in bench.cache._prefixes] == [200, 0]
     bench.check()
@@ -300,6 +299,38 @@ def test_full_sliding_pools_make_prefixes_go() -> None:
     assert bench.cache.stats().num_prefixes == 1
 
 
+def test_a_prefix_stays_while_what_slides_out_of_the_window_is_enough() -> None:
+    bench = Bench(num_ctx=64, num_parallel=2, window=4, slack=4)
+    for start in (100, 0):
+        sequence = bench.opened()
+        for step in range(0, 16, 4):
+            bench.step([(sequence, tokens(start + step, 4))])
+        if start:
+            bench.close(sequence)
+    assert bench.cache._kinds[1].pool.num_free == 0
+    bench.step([(sequence, tokens(16, 4))])
+    assert bench.cache.stats().num_prefixes == 1
+    bench.check()
+
+
+def test_what_two_sequences_let_go_of_at_once_counts_as_free() -> None:
+    bench = Bench(num_ctx=64, num_parallel=2, window=4, slack=4)
+    first = bench.opened()
+    for step in (0, 4):
+        bench.step([(first, tokens(step, 4))])
+    second = bench.started(tokens(0, 8))
+    assert (second.num_reused, bench.cache._kinds[1].pool.num_free) == (7, 7)
+    bench.step([(first, tokens(20, 4)), (second, tokens(30, 4))])
+    bench.check()
+
+
+def test_a_run_longer_than_the_slack_still_finds_the_window_before_it() -> None:
+    bench = Bench(num_ctx=64, num_parallel=4, window=4, slack=1)
+    sequence = bench.started(tokens(0, 6))
+    bench.step([(sequence, tokens(6, 9))])
+    bench.check()
+
+
 def test_a_shift_is_refused_where_the_window_would_reach_into_what_is_gone() -> None:
     bench = Bench(num_ctx=32, num_parallel=1, window=8, slack=4)
     sequence = bench.opened()
@@ -307,7 +338,8 @@ def test_a_shift_is_refused_where_the_window_would_reach_into_what_is_gone() -> 
         bench.step([(sequence, tokens(step, 4))])
     # 20 … 31 are held.
     assert bench.cache.is_shiftable(sequence, 4, 20)  # 24 … 31 become 4 … 11; position 12 sees from 5 on
-    assert not bench.cache.is_shiftable(sequence, 4, 23)  # 27 … 31 become 4 … 8; position 9 sees from 2 on
+    assert bench.cache.is_shiftable(sequence, 4, 21)  # 25 … 31 become 4 … 10; position 11 sees from 4 on
+    assert not bench.cache.is_shiftable(sequence, 4, 22)  # position 10 would see from 3 on
     assert bench.cache.is_shiftable(sequence, 22, 1)
     bench.shift(sequence, 4, 14)
     bench.check()

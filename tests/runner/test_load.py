@@ -15,7 +15,6 @@ from runner.kernels import Kernels
 from runner.load import LoadedModel, Loader, OperationOrderError
 from runner.model.spec import ModelError
 from runner.protocol import DeviceLayers, LoadRequest, Operation, Status
-from runner.sequence import Batch
 from runner.sim_ledger import SimLedger
 
 REQUEST = LoadRequest(operation=Operation.ALLOC, num_ctx=64, num_batch=16)
@@ -55,8 +54,7 @@ def logits(model: LoadedModel) -> bytes:
     assert sequence is not None
     rows = []
     for run in (PROMPT, [17], [18]):
-        rows.append(model.transformer.forward(Batch.of([(sequence, run, "last")])).copy())
-        sequence.num_past += len(run)
+        rows.append(model.forward([(sequence, run, "last")]).copy())
     model.cache.close(sequence)
     return np.concatenate(rows).tobytes()
 

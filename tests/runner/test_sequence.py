@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from runner.cells import Table
 from runner.sequence import Batch, Sequence
 
 
@@ -35,9 +36,12 @@ def test_without_a_cache_every_row_sees_its_whole_segment() -> None:
     assert batch.positions.tolist() == [0, 1, 0, 1, 2]
 
 
-def test_running_past_the_cells_is_refused_with_both_numbers() -> None:
-    with pytest.raises(ValueError, match="position 8 lies past the 8 cells"):
-        Batch.of([(sequence(0, 8, 7), [1, 2], "last")])
+def test_a_position_without_a_cell_is_refused() -> None:
+    cells = np.arange(10, dtype=np.int32)
+    placed = Sequence(cells, num_past=7, tables=(Table(cells, end=8),))
+    assert Batch.of([(placed, [1], "last")]).positions.tolist() == [7]
+    with pytest.raises(ValueError, match="position 8 has no cell"):
+        Batch.of([(placed, [1, 2], "last")])
 
 
 def test_an_empty_batch_has_no_rows() -> None:

@@ -7,7 +7,9 @@ from typing import get_args
 import pytest
 
 from runner.protocol import CacheType, LoadRequest, Operation
-from scheduler.kv_cache_type import KNOWN, parse_kv_cache_type, parse_kv_cache_type_setting, written
+from scheduler.kv_cache_type import KV_CACHE_TYPES, parse_kv_cache_type, parse_kv_cache_type_setting, written
+from scheduler.options import LoadOptions, ModelHeader, resolve
+from scheduler.settings import SchedulerSettings
 
 
 @pytest.mark.parametrize("text", ["f16", "q8_0,f16"])
@@ -26,8 +28,8 @@ def test_anything_else_is_refused(text):
 
 
 def test_the_known_types_are_those_of_the_wire():
-    assert get_args(CacheType) == KNOWN
-    for pair in ((a, b) for a in KNOWN for b in KNOWN):
+    assert get_args(CacheType) == KV_CACHE_TYPES
+    for pair in ((a, b) for a in KV_CACHE_TYPES for b in KV_CACHE_TYPES):
         types = parse_kv_cache_type_setting(",".join(pair))
         request = LoadRequest(operation=Operation.FIT, kv_cache_type=types)
         assert (request.key_cache_type, request.value_cache_type) == pair
@@ -37,3 +39,10 @@ def test_the_known_types_are_those_of_the_wire():
 def test_a_setting_names_known_types(text):
     with pytest.raises(ValueError, match="f16"):
         parse_kv_cache_type_setting(text)
+
+
+def test_a_request_comes_before_the_setting():
+    header, settings = ModelHeader("llama", 4096), SchedulerSettings(kv_cache_type="f32")
+    assert resolve(LoadOptions(), header, settings).kv_cache_type == "f32"
+    assert resolve(LoadOptions(kv_cache_type="f16"), header, settings).kv_cache_type == "f16"
+    assert resolve(LoadOptions(), header, SchedulerSettings()).kv_cache_type == "f16"

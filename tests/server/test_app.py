@@ -39,9 +39,11 @@ def test_the_scheduler_is_told_what_the_environment_says() -> None:
         "SHALE_KEEP_ALIVE": "10",
         "SHALE_NUM_PARALLEL": "3",
         "SHALE_DEVICES": "cpu",
+        "SHALE_KV_CACHE_TYPE": "q8_0,f16",
     }
     told = scheduler_settings(Settings.from_environment(environment))
     assert (told.kernels, told.keep_alive_s, told.num_parallel, told.devices) == ("reference", 10, 3, "cpu")
+    assert told.kv_cache_type == ("q8_0", "f16")
     assert told.cpu_isa is None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from runner.kernels import KernelName, select
 from runner.load import Loader
 from runner.protocol import LoadRequest, Operation, Status
-from runner.sequence import Batch, Sequence
+from runner.sequence import Sequence
 from tools.bench.worker import serve
 
 
@@ -44,13 +44,12 @@ class ShaleEngine:
         return sequence
 
     def reset(self) -> None:
-        self._model.cache.close(self._sequence)
+        self._model.cache.close(self._sequence, keep=False)
         self._sequence = self._open()
 
     def forward(self, tokens: Iterable[int]) -> None:
         run = list(tokens)
-        self._model.transformer.forward(Batch.of([(self._sequence, run, "last")]))
-        self._sequence.num_past += len(run)
+        self._model.forward([(self._sequence, run, "last")])
 
 
 if __name__ == "__main__":

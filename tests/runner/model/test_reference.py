@@ -11,7 +11,6 @@ import pytest
 
 from runner.kernels import Kernels
 from runner.load import LoadedModel
-from runner.sequence import Batch
 from tests.runner.loading import load
 
 CASES: list[dict[str, Any]] = json.loads(
@@ -33,8 +32,7 @@ def test_tokens_logits_and_greedy_path_agree(model: LoadedModel, case: dict[str,
     assert ids == case["ids"]
     sequence = model.cache.open()
     assert sequence is not None
-    logits = model.transformer.forward(Batch.of([(sequence, ids, "last")]))[0]
-    sequence.num_past += len(ids)
+    logits = model.forward([(sequence, ids, "last")])[0]
     logprobs = logits - model.kernels.log_sum_exp(logits)
     worst = np.abs(logprobs[case["top_ids"][:5]] - case["top_logprobs"][:5]).max()
     assert worst < LARGEST_DIFFERENCE
@@ -43,6 +41,5 @@ def test_tokens_logits_and_greedy_path_agree(model: LoadedModel, case: dict[str,
         if token != wanted:
             assert margin < 2 * LARGEST_DIFFERENCE, f"{token} instead of {wanted}, whose margin is {margin}"
             break
-        logits = model.transformer.forward(Batch.of([(sequence, [token], "last")]))[0]
-        sequence.num_past += 1
+        logits = model.forward([(sequence, [token], "last")])[0]
     model.cache.close(sequence)

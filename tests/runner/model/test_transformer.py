@@ -30,8 +30,7 @@ def logits_of(model: LoadedModel, tokens: list[int], cuts: tuple[int, ...] = ())
     for start, stop in pairwise(edges):
         for at in range(start, stop, model.transformer.max_tokens):
             run = tokens[at : min(at + model.transformer.max_tokens, stop)]
-            logits = model.transformer.forward(Batch.of([(sequence, run, "last")]))
-            sequence.num_past += len(run)
+            logits = model.forward([(sequence, run, "last")])
     model.cache.close(sequence)
     assert logits is not None
     return logits[0].copy()
@@ -74,7 +73,7 @@ def test_logits_do_not_depend_on_who_else_is_in_the_batch(model: LoadedModel) ->
     alone = [logits_of(model, tokens) for tokens in (PROMPT[:13], PROMPT[3:30], [42])]
     sequences = [model.cache.open() for _ in alone]
     runs = [(s, t, "last") for s, t in zip(sequences, (PROMPT[:13], PROMPT[3:30], [42]), strict=True)]
-    together = model.transformer.forward(Batch.of(runs)).copy()  # type: ignore[arg-type]
+    together = model.forward(runs).copy()  # type: ignore[arg-type]
     for sequence in sequences:
         assert sequence is not None
         model.cache.close(sequence)
@@ -118,10 +117,9 @@ def test_embeddings_do_not_depend_on_their_neighbours(tiny_models: Callable[...,
 def test_a_chunk_without_outputs_only_fills_the_cache(model: LoadedModel) -> None:
     sequence = model.cache.open()
     assert sequence is not None
-    logits = model.transformer.forward(Batch.of([(sequence, PROMPT[:9], "none")]))
+    logits = model.forward([(sequence, PROMPT[:9], "none")])
     assert logits.shape == (0, model.spec.num_vocab)
-    sequence.num_past += 9
-    rest = model.transformer.forward(Batch.of([(sequence, PROMPT[9:20], "last")])).tobytes()
+    rest = model.forward([(sequence, PROMPT[9:20], "last")]).tobytes()
     model.cache.close(sequence)
     assert rest == logits_of(model, PROMPT[:20]).tobytes()
 
@@ -130,5 +128,5 @@ def test_a_batch_past_the_buffers_is_refused_with_both_numbers(model: LoadedMode
     sequence = model.cache.open()
     assert sequence is not None
     with pytest.raises(ValueError, match="65 tokens; allowed are 1 to 64"):
-        model.transformer.forward(Batch.of([(sequence, [1] * 65, "last")]))
+        model.forward([(sequence, [1] * 65, "last")])
     model.cache.close(sequence)
