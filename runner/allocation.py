@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runner.cache_types import cache_row_bytes
-from runner.devices.base import Bytes, Device
+from runner.cache_storage import CacheStorage
+from runner.devices.base import Device
 from runner.footprint import (
     CPU,
     INPUT,
     DeviceName,
-    cache_bytes,
-    cells_per_sequence,
     device_workspace,
     places,
     stored_tensors,
 )
 from runner.gguf import GGUFFile
-from runner.kernels import CacheTensor, Kernels
-from runner.kv_cache import CacheLayer
+from runner.kernels import Kernels
 from runner.model.spec import ModelSpec
 from runner.model.step import Buffers
 from runner.model.weights import Placed, stays_in_file
-from runner.protocol import CacheType, LoadRequest
+from runner.protocol import LoadRequest
 
 Devices = Mapping[DeviceName, Device]
 
@@ -35,7 +32,7 @@ class Allocation:
     request: LoadRequest
     places: tuple[DeviceName, ...]  # of the layers, the output layer last
     placed: tuple[Placed, ...]
-    cache: tuple[CacheLayer, ...]
+    cache: CacheStorage
     buffers: Mapping[DeviceName, Buffers]
 
 
@@ -51,7 +48,7 @@ def allocate(gguf: GGUFFile, spec: ModelSpec, request: LoadRequest, devices: Dev
         request=request,
         places=chosen,
         placed=_weights(gguf, spec, request, chosen, devices),
-        cache=_cache(spec, request, chosen, devices, kernels),
+        cache=CacheStorage(spec, request, chosen[:-1], devices, kernels),
         buffers={device: _buffers(spec, request, device, devices[device]) for device in dict.fromkeys((CPU, *chosen))},
     )
 
@@ -71,43 +68,6 @@ def _weights(
     slabs = {device: devices[device].allocate(nbytes) for device, nbytes in sizes.items()}
     return tuple(
         Placed(tensor, slabs[device][start:stop]) for tensor, (device, start, stop) in zip(tensors, starts, strict=True)
-    )
-
-
-def _cache(
-    spec: ModelSpec, request: LoadRequest, chosen: tuple[DeviceName, ...], devices: Devices, kernels: Kernels
-) -> tuple[CacheLayer, ...]:
-    if not spec.is_causal:
-        return ()
-    layers = chosen[:-1]
-    sizes = dict.fromkeys(layers, 0)
-    for layer, device in enumerate(layers):
-        sizes[device] += sum(cache_bytes(spec, request, layer))
-    slabs = {device: devices[device].allocate(nbytes) for device, nbytes in sizes.items()}
-    cut = dict.fromkeys(layers, 0)
-    cache = []
-    for layer, device in enumerate(layers):
-        keys, _ = both = cache_bytes(spec, request, layer)
-        start = cut[device]
-        cut[device] += sum(both)
-        slab = slabs[device][start : cut[device]]
-        cache.append(cache_layer(spec, request, layer, slab[:keys], slab[keys:], kernels))
-    return tuple(cache)
-
-
-def cache_layer(
-    spec: ModelSpec, request: LoadRequest, layer: int, keys: Bytes, values: Bytes, kernels: Kernels
-) -> CacheLayer:
-    """The cells of one layer in memory of ``cache_bytes``."""
-    num_cells = request.num_parallel * cells_per_sequence(spec, request, layer)
-
-    def tensor(type_name: CacheType, length: int, storage: Bytes) -> CacheTensor:
-        nbytes = num_cells * cache_row_bytes(type_name, spec.num_kv_heads, length)  # without what aligns the next one
-        return kernels.cache(type_name, spec.num_kv_heads, length, storage[:nbytes])
-
-    return CacheLayer(
-        keys=tensor(request.key_cache_type, spec.key_length, keys),
-        values=tensor(request.value_cache_type, spec.value_length, values),
     )
 
 

@@ -166,8 +166,10 @@ class CompletionLane:
         self._leave(work)
 
     def _leave(self, work: Completion) -> None:
+        """What a finished answer stored stays as a prefix, also that of a client who has read enough; not a prompt that
+        nobody wants answered any more."""
         self._active.remove(work)
-        self._model.cache.close(work.opened, keep=work.is_cached)
+        self._model.cache.close(work.opened, keep=work.is_cached and work.is_generating)
         work.sequence = None
 
 

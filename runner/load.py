@@ -186,7 +186,7 @@ class Loader:
             spec=self.spec,
             tokenizer=tokenizer,
             transformer=Transformer(
-                self.spec, weights, allocation.cache, host, [devices[name] for name in allocation.places]
+                self.spec, weights, allocation.cache.layers, host, [devices[name] for name in allocation.places]
             ),
             cache=self._cache(allocation),
             request=allocation.request,
@@ -197,13 +197,14 @@ class Loader:
         spec, request = self.spec, allocation.request
         sliding = [i for i in range(spec.num_layers) if spec.window(i)]
         return KVCache(
-            allocation.cache,
+            allocation.cache.layers,
             num_ctx=request.num_ctx,
             num_parallel=request.num_parallel,
             window=spec.window(sliding[0]) if sliding else 0,
             window_cells=cells_per_sequence(spec, request, sliding[0]) if sliding else 0,
             sliding=[bool(spec.window(i)) for i in range(spec.num_layers)],
             can_shift=spec.can_shift,
+            storage=allocation.cache,
         )
 
 

@@ -33,6 +33,7 @@ from scheduler.spawn import Spawn
 LOG = logging.getLogger("scheduler")
 
 AUTO_MODELS_PER_GPU = 3
+PROCESS_BYTES = 128 << 20  # what a runner takes beside its model: 60 to 110 MiB were measured
 MAX_TRIES = 8  # at places that should have been large enough and were not
 
 
@@ -107,9 +108,10 @@ class Loads:
                 try:
                     # Under the lock, so that loads are decided on in the order of their requests.
                     resident.header = await asyncio.to_thread(self._workshop.estimates.header, resident.model.path)
+                    claims = await self._claims_beside(resident)
                     case = await self._case(resident, resident.options)
                     others = self._others(resident)
-                    around = self._around(resident, others, case.machine, failed)
+                    around = self._around(claims, others, case.machine, failed)
                     decision = await asyncio.to_thread(decide, self._workshop.estimates, case, around)
                 except SchedulerError:
                     self._begin(resident)
@@ -133,17 +135,28 @@ class Loads:
             else:
                 await end.wait()
 
+    async def _claims_beside(self, resident: Resident) -> list[Claim]:
+        """Of other loads, less the host memory that they have taken. Ask before the machine: so it counts at most once.
+
+        A process of its own takes memory as well, which no claim has in it.
+        """
+        own = resident.model.path
+        claims = {path: claim for path, claim in self._claims.items() if path != own}
+        starting = {path: each.started for path in claims if (each := self._residents.get(path)) is not None}
+        processes = {path: started.process for path, started in starting.items() if started is not None}
+        taken = await asyncio.to_thread(lambda: {path: each.own_bytes() for path, each in processes.items()})
+        return [claim.less(max(0, taken.get(path, 0) - PROCESS_BYTES)) for path, claim in claims.items()]
+
     async def _case(self, resident: Resident, options: LoadOptions) -> Case:
         machine = await asyncio.to_thread(self._workshop.machine)
         held = total(bytes_of(r.memory) for r in self._others(resident) if r.memory is not None)
         return Case(resident.model.path, options, self._workshop.settings, less_promised(machine, held))
 
     def _around(
-        self, resident: Resident, others: list[Resident], machine: Machine, failed: frozenset[Layout]
+        self, claims: Sequence[Claim], others: Sequence[Resident], machine: Machine, failed: frozenset[Layout]
     ) -> Around:
-        own = resident.model.path
         return Around(
-            claims=tuple(claim for path, claim in self._claims.items() if path != own),
+            claims=tuple(claims),
             candidates=tuple(map(self._candidate, others)),
             max_loaded=self._workshop.settings.max_loaded_models or AUTO_MODELS_PER_GPU * max(1, len(machine.gpus)),
             failed=failed,

@@ -20,7 +20,17 @@ from scheduler.load import Loaded, Situation
 from scheduler.options import must_be_on_gpu
 from scheduler.plan import request_for
 from scheduler.rehearsal import Case, rehearse_as_asked
-from scheduler.reservations import Bytes, Claim, bytes_of, device_name, names_of, only, with_freed, without_claims
+from scheduler.reservations import (
+    Bytes,
+    Claim,
+    after_claims,
+    bytes_of,
+    device_name,
+    names_of,
+    only,
+    with_freed,
+    without_claims,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ def decide(estimates: Estimates, case: Case, around: Around) -> Decision:
     LayoutError, LayoutNotAllocatedError; and SettingsError, ModelFileError.
     """
     wants_gpu = bool(case.machine.gpus) and case.options.num_gpu != 0
-    case = _beside(case, around.claims)
+    asked, case = case, _beside(case, around.claims)
     num_others = len(around.claims) + len(around.candidates)
     if num_others >= around.max_loaded:
         victim = cheapest(around.candidates)
@@ -82,7 +92,9 @@ def decide(estimates: Estimates, case: Case, around: Around) -> Decision:
     except (LayoutError, LayoutNotAllocatedError):
         if not num_others:
             raise
-    return Wait() if around.claims else _make_room(estimates, case, around)
+    if around.claims:
+        return _beside_loads(estimates, asked, case, around)
+    return _make_room(estimates, case, around)
 
 
 def check_on_gpu(estimates: Estimates, case: Case, freed: Bytes) -> None:
@@ -90,22 +102,40 @@ def check_on_gpu(estimates: Estimates, case: Case, freed: Bytes) -> None:
     _place(estimates, _with_freed(case, freed), is_strict=False, is_wide=False)
 
 
+def _beside_loads(estimates: Estimates, asked: Case, case: Case, around: Around) -> Decision:
+    """Idle models go at once where the model would not fit when the loads under way are done; else it waits for these.
+
+    ``case`` is what ``asked`` is beside the claims of those loads.
+    """
+    later = replace(asked, machine=after_claims(asked.machine, around.claims, freed(around.candidates)))
+    try:
+        _place(estimates, later, is_strict=True, is_wide=False)
+        return Wait()
+    except (LayoutError, LayoutNotAllocatedError):
+        idle = [candidate for candidate in around.candidates if candidate.rank <= Rank.IDLE]
+        return _choose(estimates, case, idle, is_wide=bool(around.failed)) or Wait()
+
+
 def _make_room(estimates: Estimates, case: Case, around: Around) -> Decision:
     everybody = around.candidates
     _place(estimates, _with_freed(case, freed(everybody)), is_strict=False, is_wide=False)  # raises if it is hopeless
+    chosen = _choose(estimates, case, everybody, is_wide=bool(around.failed))
+    return chosen or _go_partly(estimates, case, everybody)
+
+
+def _choose(estimates: Estimates, case: Case, candidates: Sequence[Candidate], *, is_wide: bool) -> MakeRoom | None:
+    """Those who have to go so that the model fits wholly; None: it does not, whoever goes."""
     places: list[Place] = []
 
     def makes_room(freed: Bytes) -> bool:
         try:
-            places.append(_place(estimates, _with_freed(case, freed), is_strict=True, is_wide=bool(around.failed)))
+            places.append(_place(estimates, _with_freed(case, freed), is_strict=True, is_wide=is_wide))
         except (LayoutError, LayoutNotAllocatedError):
             return False
         return True
 
-    victims = choose(everybody, makes_room)
-    if victims:
-        return MakeRoom(victims, Eviction.MEMORY, places[-1].claim)
-    return _go_partly(estimates, case, everybody)
+    victims = choose(candidates, makes_room)
+    return MakeRoom(victims, Eviction.MEMORY, places[-1].claim) if victims else None
 
 
 def _go_partly(estimates: Estimates, case: Case, everybody: Sequence[Candidate]) -> Decision:
@@ -155,7 +185,10 @@ def _place(estimates: Estimates, case: Case, *, is_strict: bool, is_wide: bool) 
         machine = only(machine, names_of(loaded.layout))
         rules = replace(rules, require_full=rules.require_full or len(machine.gpus) < len(case.machine.gpus))
     estimate = estimates.memory(case.path, request, device_names(machine.gpus))
-    claim = _all_of(replace(case, machine=machine), bytes_of(loaded.memory)[CPU])
+    held = bytes_of(loaded.memory)
+    claim = _all_of(replace(case, machine=machine), held[CPU])
+    if not is_wide:
+        claim = replace(claim, in_the_end=held)
     return Place(Situation(request, machine, rules), estimate, loaded.layout, claim)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 import runner
 from runner.protocol import TOKEN_ENVIRONMENT_NAME
 from scheduler.environment import redact, runner_environment
@@ -94,6 +96,14 @@ class RunnerProcess:
     @property
     def is_alive(self) -> bool:
         return not self._ended.is_set()
+
+    def own_bytes(self) -> int:
+        """Host memory that it alone uses at this moment, without mapped files; 0 where the system does not tell."""
+        try:
+            memory = psutil.Process(self.pid).memory_info()
+        except psutil.Error:
+            return 0
+        return int(memory.rss - getattr(memory, "shared", memory.rss))
 
     def last_words(self) -> str:
         """Why it ended, or what it complained of so far; may be empty while it lives."""

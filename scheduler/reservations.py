@@ -14,6 +14,7 @@ from runner.footprint import CPU, DeviceName
 from runner.protocol import Layout, Memory
 from scheduler.devices import Machine
 from scheduler.gpu import GPU
+from scheduler.system_memory import SystemMemory
 
 Bytes = Mapping[DeviceName, int]
 """Bytes by device, the CPU (host memory) among them."""
@@ -25,6 +26,13 @@ class Claim:
 
     devices: frozenset[DeviceName] = frozenset()
     system_bytes: int = 0  # of host memory; nobody has all of that
+    in_the_end: Bytes | None = (
+        None  # what it will hold of its devices when it is done; None: all of them, for all we know
+    )
+
+    def less(self, taken_bytes: int) -> Claim:
+        """The claim of a load that has so much host memory already, which is no longer free for anybody."""
+        return replace(self, system_bytes=max(0, self.system_bytes - taken_bytes))
 
 
 def device_name(gpu: GPU) -> DeviceName:
@@ -51,15 +59,34 @@ def total(held: Iterable[Bytes]) -> dict[DeviceName, int]:
 
 
 def without_claims(machine: Machine, claims: Iterable[Claim]) -> Machine:
-    """The machine as a load sees it while others have these claims.
-
-    Of host memory the whole claim is left alone although part of it is in use already: rather too little than too much.
-    """
+    """The machine as a load sees it while others have these claims."""
     claims = tuple(claims)
     taken = frozenset[DeviceName]().union(*(claim.devices for claim in claims))
+    gpus = tuple(gpu for gpu in machine.gpus if device_name(gpu) not in taken)
+    return Machine(_without_reserved(machine.system, claims), gpus)
+
+
+def after_claims(machine: Machine, claims: Iterable[Claim], held: Bytes) -> Machine:
+    """The machine as it will be at best when the loads that have these claims are done; others hold ``held``."""
+    claims = tuple(claims)
+    holder = {device: claim for claim in claims for device in claim.devices}
+
+    def then(gpu: GPU) -> GPU:
+        device = device_name(gpu)
+        claim = holder.get(device)
+        if claim is None:
+            return gpu
+        if claim.in_the_end is None:
+            return replace(gpu, free_bytes=0)
+        rest = (gpu.total_bytes or gpu.free_bytes) - held.get(device, 0) - claim.in_the_end.get(device, 0)
+        return replace(gpu, free_bytes=max(0, min(gpu.free_bytes, rest)))
+
+    return Machine(_without_reserved(machine.system, claims), tuple(map(then, machine.gpus)))
+
+
+def _without_reserved(system: SystemMemory, claims: tuple[Claim, ...]) -> SystemMemory:
     reserved = sum(claim.system_bytes for claim in claims)
-    system = replace(machine.system, free_bytes=max(0, machine.system.free_bytes - reserved))
-    return Machine(system, tuple(gpu for gpu in machine.gpus if device_name(gpu) not in taken))
+    return replace(system, free_bytes=max(0, system.free_bytes - reserved))
 
 
 def less_promised(machine: Machine, held: Bytes) -> Machine:

@@ -22,7 +22,7 @@ FLOORS = {
         ("runner.model.ops", "runner.model.step", "runner.cache_layer"),
         ("runner.model.weights", "runner.cache_kind", "runner.kv_cache", "runner.random", "runner.sampling",
          "runner.stop", "runner.output"),
-        ("runner.model.stage", "runner.model.attention", "runner.model.ffn"),
+        ("runner.cache_storage", "runner.model.stage", "runner.model.attention", "runner.model.ffn"),
         ("runner.allocation", "runner.model.transformer"),
         ("runner.load", "runner.request", "runner.stream", "runner.embedding", "runner.admission",
          "runner.completion_lane", "runner.embedding_lane", "runner.engine"),

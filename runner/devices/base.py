@@ -40,3 +40,15 @@ class Device(Protocol):
             OutOfMemoryError: the device has fewer bytes free.
         """
         ...
+
+    def resize(self, slab: Bytes, nbytes: int) -> Bytes:
+        """A whole slab from ``allocate`` or from here, at another length; what both lengths have keeps its bytes.
+
+        When it gets shorter, the rest is free for others at once. ``slab`` and views of it are not to be used any more,
+        but for reading while they last.
+
+        Raises:
+            OutOfMemoryError: the device has fewer bytes free than are added (all of them, where the slab has to be
+                copied); the slab is as it was.
+        """
+        ...

@@ -26,13 +26,24 @@ class CpuDevice:
         )
 
     def allocate(self, nbytes: int) -> Bytes:
-        free_bytes = psutil.virtual_memory().available + psutil.swap_memory().free
-        if nbytes > free_bytes:
-            raise OutOfMemoryError(self.id, nbytes, free_bytes)
+        free_bytes = self._checked(nbytes)
         try:
             return map_zeroed(nbytes)[1]
         except OSError as error:
             raise OutOfMemoryError(self.id, nbytes, free_bytes) from error
+
+    def resize(self, slab: Bytes, nbytes: int) -> Bytes:
+        if nbytes > capacity(slab):
+            return copied(slab, self.allocate(nbytes))
+        self._checked(nbytes - slab.nbytes)
+        return resized(slab, nbytes)
+
+    def _checked(self, nbytes: int) -> int:
+        """The bytes that are free. Raises OutOfMemoryError when they are fewer than ``nbytes``."""
+        free_bytes = psutil.virtual_memory().available + psutil.swap_memory().free
+        if nbytes > free_bytes:
+            raise OutOfMemoryError(self.id, nbytes, free_bytes)
+        return free_bytes
 
 
 def map_zeroed(nbytes: int) -> tuple[mmap.mmap, Bytes]:
@@ -51,3 +62,38 @@ def map_zeroed(nbytes: int) -> tuple[mmap.mmap, Bytes]:
     if is_large and hasattr(mmap, "MADV_HUGEPAGE"):
         mapping.madvise(mmap.MADV_HUGEPAGE)
     return mapping, slab[start : start + nbytes]
+
+
+def mapping_of(slab: Bytes) -> mmap.mmap:
+    """The mapping that a slab of ``map_zeroed`` lies in."""
+    base: object = slab
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapping = base.obj if isinstance(base, memoryview) else base
+    assert isinstance(mapping, mmap.mmap), "a slab of host memory lies in a mapping"
+    return mapping
+
+
+def capacity(slab: Bytes) -> int:
+    """Bytes that the slab can have without being copied."""
+    return len(mapping_of(slab)) - _start(slab)
+
+
+def resized(slab: Bytes, nbytes: int) -> Bytes:
+    """The slab at another length within its capacity. The pages that it has no more go back to the system."""
+    mapping, start = mapping_of(slab), _start(slab)
+    keep = -(-(start + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = start + slab.nbytes
+    if keep < end and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED, keep, end - keep)
+    return np.frombuffer(mapping, np.uint8)[start : start + nbytes]
+
+
+def copied(slab: Bytes, larger: Bytes) -> Bytes:
+    larger[: slab.nbytes] = slab
+    return larger
+
+
+def _start(slab: Bytes) -> int:
+    """Where in its mapping the slab begins."""
+    return slab.ctypes.data - np.frombuffer(mapping_of(slab), np.uint8).ctypes.data

@@ -27,6 +27,9 @@ def models(tmp_path_factory: pytest.TempPathFactory, demo_model: Path, repositor
     (folder / "tiny").mkdir()
     write_tiny_model(folder / "tiny" / "llama.gguf", "llama", "Q8_0")
     write_tiny_model(folder / "tiny" / "bert.gguf", "bert", "Q8_0")
+    write_tiny_model(
+        folder / "tiny" / "long.gguf", "llama", "Q8_0", context_length=8192, embedding_length=512, num_layers=6
+    )
     (folder / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     (folder / "oracle").mkdir()
     for name in ORACLE_MODELS:

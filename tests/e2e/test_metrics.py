@@ -184,6 +184,17 @@ def test_an_engine_tells_of_its_work(counted: Server) -> None:
     assert f" 0 of {model['sequences']['parallel']} " in row
 
 
+def test_choices_compute_their_prompt_once(counted: Server) -> None:
+    counted.post("/api/generate", ASK)
+    before = value(counted, "shale_step_tokens_total", model=DEMO)
+    prompt = "a prompt that nobody has asked before and that has many words " * 20
+    body = {"model": DEMO, "prompt": prompt, "n": 8, "max_tokens": 3}
+    usage = counted.post("/v1/completions", body).json()["usage"]
+    computed = value(counted, "shale_step_tokens_total", model=DEMO) - before
+    assert usage["prompt_tokens"] > 200
+    assert computed <= usage["prompt_tokens"] + 8 * 4
+
+
 def test_choices_are_seen_at_work_and_gone_with_their_client(counted: Server) -> None:
     counted.post("/api/generate", {"model": DEMO})
     body = {"model": DEMO, "prompt": "a", "n": 8, "max_tokens": 1500, "ignore_eos": True, "stream": True}

@@ -239,15 +239,15 @@ def test_copies_that_do_not_fit_are_refused_before_anything_changes() -> None:
     assert bench.state() == before
 
 
-def test_room_for_copies_is_made_by_dropping_prefixes() -> None:
-    bench = Bench(num_ctx=32, num_parallel=1)
-    first = bench.started(tokens(0, 24))
-    bench.close(first)
-    second = bench.started([*tokens(0, 24), *tokens(50, 8)])
-    assert second.num_reused == 24
-    assert bench.cache.stats().num_prefixes == 1
-    bench.shift(second, 4, 2)
-    assert bench.cache.stats().num_prefixes == 0
+@pytest.mark.parametrize(("num_cells", "num_prefixes"), [(50, 1), (49, 0)])
+def test_prefixes_go_only_where_copies_need_their_cells(num_cells: int, num_prefixes: int) -> None:
+    bench = Bench(num_ctx=32, num_parallel=2)
+    bench.close(bench.started(tokens(0, 24)))
+    sequence = bench.started([*tokens(0, 24), *tokens(50, 8)])
+    assert sequence.num_reused == 24
+    bench.cache.resize(num_cells)  # 32 are used, and 18 of them to be copied
+    bench.shift(sequence, 4, 2)
+    assert bench.cache.stats().num_prefixes == num_prefixes
     bench.check()
 
 

@@ -203,7 +203,8 @@ async def test_one_that_is_used_meanwhile_stays_while_another_can_go(new_world, 
     await until(is_deciding.is_set)
     async with world.scheduler.acquire(world.model("quick")):
         may_go_on.set()
-        await new
+        async with asyncio.timeout(5):
+            await new
         assert world.names() == ["new", "quick"]
 
 
