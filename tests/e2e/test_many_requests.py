@@ -29,9 +29,10 @@ def wait_for(condition: Any, seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def ask(client: ollama.Client, prompt: str, **options: Any) -> ollama.GenerateResponse:
+def ask(server: Any, prompt: str, **options: Any) -> dict[str, Any]:
     chosen = {"temperature": 0, "num_predict": 8, "ignore_eos": True, "num_ctx": 8192, **options}
-    return client.generate(LONG, prompt, raw=True, options=chosen)
+    body = {"model": LONG, "prompt": prompt, "raw": True, "stream": False, "options": chosen}
+    return dict(server.post("/api/generate", body).json())
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,8 @@ def tokens(server: Any) -> list[int]:
     return found
 
 
-def test_a_client_that_leaves_during_a_long_prompt_leaves_nothing_behind(
-    server: Any, client: ollama.Client, tokens: list[int]
-) -> None:
-    ask(client, "warm", num_batch=16)
+def test_a_client_that_leaves_during_a_long_prompt_leaves_nothing_behind(server: Any, tokens: list[int]) -> None:
+    ask(server, "warm", num_batch=16)
     cells_before = cache_of(server, LONG)["used"]
     (runner,) = [each for each in server.runners() if any("long" in part for part in each.cmdline())]
     body = {"model": LONG, "prompt": WORDS[::-1], "raw": True, "options": {"num_ctx": 8192, "num_batch": 16}}
@@ -67,12 +66,12 @@ def busy_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def test_requests_with_one_long_prompt_share_it(server: Any, client: ollama.Client, tokens: list[int]) -> None:
-    first = ask(client, WORDS)
+def test_requests_with_one_long_prompt_share_it(server: Any, tokens: list[int]) -> None:
+    first = ask(server, WORDS)
     before = cache_of(server, LONG)["prefix_hits"]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: ask(client, WORDS), range(4)))
-    assert {each.response for each in answers} == {first.response}
+        answers = list(pool.map(lambda _: ask(server, WORDS), range(4)))
+    assert {each["response"] for each in answers} == {first["response"]}
     assert {each["prompt_eval_cached"] for each in answers} == {len(tokens) - 1}
     assert cache_of(server, LONG)["prefix_hits"] == before + 4
 
