@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -69,7 +70,10 @@ class Host:
             detail = f": {health.message}" if health.message else ""
             raise RequestError(NOT_READY.get(health.status, "llm server closing model") + detail, status=503)
         if self._engine is None or self._model is not model:
-            self._model, self._engine = model, Engine(model, _Courier(asyncio.get_running_loop()))
+            self._model, self._engine = (
+                model,
+                Engine(model, _Courier(asyncio.get_running_loop()), on_failure=_end_process),
+            )
             self._engine.start()
         return model, self._engine
 
@@ -93,6 +97,12 @@ class Host:
         if engine is not None:
             engine.close(reason)
         return engine
+
+
+def _end_process() -> None:
+    """Better a crash, which the front server sees at once, than a process that never answers again."""
+    logging.shutdown()
+    os._exit(1)
 
 
 class _Courier:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runner.admission import Admission
-from runner.batching import ChunkBudget, fair_shares
+from runner.batching import SMALLEST_CHUNK, ChunkBudget, fair_shares
 from runner.engine_stats import EngineStats
 from runner.kv_cache import CacheFullError
 from runner.request import Completion
@@ -36,12 +36,19 @@ class CompletionLane:
         self._tell = tell
         self._stats = stats
         # Room for a token of every sequence, so that a batch never leaves a generating one out.
-        self._budget = ChunkBudget(max(model.request.num_batch, model.request.num_parallel))
+        self._max_tokens = max(model.request.num_batch, model.request.num_parallel)
+        self._budget = ChunkBudget(self._max_tokens)
         self._admission = Admission(model.cache)
         self._active: list[Completion] = []
 
     def __len__(self) -> int:
         return self.num_waiting + self.num_active
+
+    @property
+    def num_spare_tokens(self) -> int:
+        """Tokens that something else may compute in this step without making running sequences wait for long."""
+        num_generating = sum(work.is_generating for work in self._active)
+        return max(SMALLEST_CHUNK, self._budget.tokens(num_generating)) if self._active else self._max_tokens
 
     @property
     def num_waiting(self) -> int:
@@ -104,6 +111,9 @@ class CompletionLane:
             try:
                 cache.shift(work.opened, num_keep, num_discard, transformer.shifted_by(-num_discard))
             except CacheFullError as error:
+                self._end(work, {"error": sentence(error)})
+            except Exception as error:  # a fault of one request's shift is not the others'
+                LOG.exception("error: shifting a context failed")
                 self._end(work, {"error": sentence(error)})
 
     def _plan(self) -> list[Run]:

@@ -47,9 +47,9 @@ class EmbeddingLane:
         for job in list(self._jobs):
             self._end(job, {"error": reason})
 
-    def step(self) -> None:
-        """One forward pass."""
-        runs = self._plan()
+    def step(self, max_tokens: int) -> None:
+        """One forward pass. Where inputs can be cut into chunks, it takes at most ``max_tokens``."""
+        runs = self._plan(self._max_tokens if self._is_whole else min(max_tokens, self._max_tokens))
         jobs = list(dict.fromkeys(job for job, _, _ in runs))
         try:
             self._forward(runs)
@@ -66,9 +66,8 @@ class EmbeddingLane:
                 break
             self._end(job, job.result())
 
-    def _plan(self) -> list[Run]:
+    def _plan(self, room: int) -> list[Run]:
         runs: list[Run] = []
-        room = self._max_tokens
         for job in self._jobs:
             for each in job.pending:
                 count = min(room, each.num_left)

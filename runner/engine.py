@@ -48,8 +48,11 @@ class Engine:
         model: LoadedModel,
         deliver: Callable[[Deliveries], None],
         clock: Callable[[], float] = time.perf_counter,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_failure`` is called on the engine's thread when it ends by a fault that it could not tell anybody."""
         self._deliver = deliver
+        self._on_failure = on_failure
         self._cache = model.cache
         self._stats = EngineStats()
         self._cache_stats, self._counted_at = model.cache.stats(), time.monotonic()
@@ -97,7 +100,7 @@ class Engine:
             if self._completions:
                 self._completions.step()
             if self._embeddings:
-                self._embeddings.step()
+                self._embeddings.step(self._completions.num_spare_tokens)
             self._tidy()
             self._count()
         except Exception as error:  # the process loop's edge: a fault of the engine itself
@@ -123,12 +126,12 @@ class Engine:
         try:
             while self._wait():
                 self.step()
-        finally:
-            with self._changed:
-                self._closed_because = self._closed_because or "the engine has stopped"
-        self._take_arrivals()
-        self._end_all(self._closed_because)
-        self._send()
+            self._take_arrivals()
+            self._end_all(self._closed_because or "the engine has stopped")
+            self._send()
+        except Exception:  # the thread's edge: its books are broken, so nobody can be told any more
+            LOG.critical("error: the engine has failed", exc_info=True)
+            self._on_failure()
 
     def _tidy(self) -> None:
         """Brings the cells in use together where that is worth it: sooner when nobody waits for it."""

@@ -41,6 +41,9 @@ class Storage(Protocol):
         """Gives the layers that see everything ``num_cells`` cells each: keeps what the first ones hold and puts new
         tensors into the ``CacheLayer``s. Raises OutOfMemoryError, and has changed nothing, if memory is short."""
 
+    def num_cells_within(self, nbytes: int) -> int:
+        """The most cells for those layers with which all layers together take at most ``nbytes``."""
+
 
 class KVCache:
     """Cells for ``num_parallel`` open sequences of up to ``num_ctx`` tokens each, and for cached prefixes.
@@ -190,16 +193,17 @@ class KVCache:
         self._make_room_for_copies(sequence, num_keep + num_discard)
         sequence.is_reusable = False
         self._forget_unstored(sequence)
-        for kind in self._kinds:
+        sequence.tokens[num_keep : sequence.num_past - num_discard] = sequence.stored[num_keep + num_discard :].copy()
+        sequence.num_past -= num_discard
+        for kind in self._kinds:  # all books before any key: so they stay in order even if rotate fails
             table = kind.table(sequence)
             kind.pool.remove(table, num_keep, num_keep + num_discard)
             copies = kind.pool.own(table, num_keep, table.end)
             assert copies is not None, "room was made before"
             kind.copy(copies)
+        for kind in self._kinds:
             for layer in kind.layers:
-                rotate(layer, table.part(num_keep, table.end))
-        sequence.tokens[num_keep : sequence.num_past - num_discard] = sequence.stored[num_keep + num_discard :].copy()
-        sequence.num_past -= num_discard
+                rotate(layer, kind.table(sequence).part(num_keep, sequence.num_past))
 
     # ---- the pool as a whole
 
@@ -225,6 +229,8 @@ class KVCache:
             CacheFullError: open sequences hold more. Nothing was changed.
             OutOfMemoryError: memory for a larger pool is short.
         """
+        if not self._kinds:
+            return
         full = self._kinds[0]
         num_held = full.pool.num_cells - full.room((), self._open)[1]
         if num_held > num_cells:
@@ -236,6 +242,11 @@ class KVCache:
         if self._storage is not None:
             self._storage.resize(num_cells)
         full.pool.resize(num_cells)
+
+    def resize_within(self, nbytes: int) -> None:
+        """The same with as many cells as fit into a budget, so that memory can serve something else, or come back."""
+        assert self._storage is not None, "a cache of fixed size has no budget"
+        self.resize(self._storage.num_cells_within(nbytes))
 
     def stats(self) -> CacheStats:
         """Counts by looking at every cell: tens of microseconds."""

@@ -108,10 +108,10 @@ class Loads:
                 try:
                     # Under the lock, so that loads are decided on in the order of their requests.
                     resident.header = await asyncio.to_thread(self._workshop.estimates.header, resident.model.path)
-                    claims = await self._claims_beside(resident)
+                    taken = await self._taken()
                     case = await self._case(resident, resident.options)
                     others = self._others(resident)
-                    around = self._around(claims, others, case.machine, failed)
+                    around = self._around(self._claims_beside(resident, taken), others, case.machine, failed)
                     decision = await asyncio.to_thread(decide, self._workshop.estimates, case, around)
                 except SchedulerError:
                     self._begin(resident)
@@ -135,17 +135,20 @@ class Loads:
             else:
                 await end.wait()
 
-    async def _claims_beside(self, resident: Resident) -> list[Claim]:
-        """Of other loads, less the host memory that they have taken. Ask before the machine: so it counts at most once.
+    async def _taken(self) -> dict[Path, int]:
+        """Host memory that loads under way have. To be asked before the machine is, so that it counts at least once."""
+        residents = {path: resident for path in self._claims if (resident := self._residents.get(path)) is not None}
+        processes = {path: each.started.process for path, each in residents.items() if each.started is not None}
+        return await asyncio.to_thread(lambda: {path: process.own_bytes() for path, process in processes.items()})
 
-        A process of its own takes memory as well, which no claim has in it.
-        """
+    def _claims_beside(self, resident: Resident, taken: Mapping[Path, int]) -> tuple[Claim, ...]:
+        """Of other loads, less what they have taken: the system no longer counts that as free."""
         own = resident.model.path
-        claims = {path: claim for path, claim in self._claims.items() if path != own}
-        starting = {path: each.started for path in claims if (each := self._residents.get(path)) is not None}
-        processes = {path: started.process for path, started in starting.items() if started is not None}
-        taken = await asyncio.to_thread(lambda: {path: each.own_bytes() for path, each in processes.items()})
-        return [claim.less(max(0, taken.get(path, 0) - PROCESS_BYTES)) for path, claim in claims.items()]
+        return tuple(
+            claim.less(max(0, taken.get(path, 0) - PROCESS_BYTES))
+            for path, claim in self._claims.items()
+            if path != own
+        )
 
     async def _case(self, resident: Resident, options: LoadOptions) -> Case:
         machine = await asyncio.to_thread(self._workshop.machine)
@@ -153,10 +156,10 @@ class Loads:
         return Case(resident.model.path, options, self._workshop.settings, less_promised(machine, held))
 
     def _around(
-        self, claims: Sequence[Claim], others: Sequence[Resident], machine: Machine, failed: frozenset[Layout]
+        self, claims: tuple[Claim, ...], others: Sequence[Resident], machine: Machine, failed: frozenset[Layout]
     ) -> Around:
         return Around(
-            claims=tuple(claims),
+            claims=claims,
             candidates=tuple(map(self._candidate, others)),
             max_loaded=self._workshop.settings.max_loaded_models or AUTO_MODELS_PER_GPU * max(1, len(machine.gpus)),
             failed=failed,

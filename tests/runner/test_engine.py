@@ -419,6 +419,39 @@ def test_the_thread_works_when_asked_and_sleeps_otherwise() -> None:
     desk.engine.join()
 
 
+def test_a_fault_that_nobody_can_be_told_of_ends_the_engine_loudly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk()
+    failed = threading.Event()
+    monkeypatch.setattr(desk.engine, "_on_failure", failed.set)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("the books are broken")
+
+    monkeypatch.setattr(desk.model.cache, "advance", broken)
+    monkeypatch.setattr(desk.model.cache, "close", broken)
+    desk.engine.start()
+    desk.complete("a")
+    assert failed.wait(5)
+    desk.engine.join()
+    assert "the engine has failed" in caplog.text
+
+
+def test_a_failing_shift_ends_one_request_only(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk(num_ctx=10)
+
+    def broken(_layer: Any, _cells: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    desk.transformer.shifted_by = lambda _: broken  # type: ignore[method-assign]
+    long, short = desk.complete("abcd", num_predict=20), desk.complete("abcd", num_predict=3)
+    desk.run()
+    assert long.lines[-1] == {"error": "RuntimeError: no such kernel"}
+    assert short.text == "efg"
+    assert "shifting a context failed" in caplog.text
+
+
 def test_close_ends_everything_with_its_reason_and_later_work_is_told_so() -> None:
     desk = Desk(num_parallel=1, pooling="mean")
     has_begun, may_go_on = threading.Event(), threading.Event()

@@ -22,6 +22,7 @@ from runner.footprint import DeviceName
 from runner.protocol import DeviceMemory, Health, LoadRequest, LoadResponse, Memory, Operation, Status
 from scheduler.client import RunnerClient
 from scheduler.devices import GPU, Machine, SystemMemory
+from scheduler.loading import PROCESS_BYTES
 from scheduler.options import LoadOptions, ModelFile, ModelHeader
 from scheduler.process import RunnerProcess
 from scheduler.resident import RunningModel
@@ -75,6 +76,11 @@ class ScriptedTimer:
 
 class ScriptedProcess(RunnerProcess):
     """A process that exists only here."""
+
+    taken_bytes = 0
+
+    def own_bytes(self) -> int:
+        return PROCESS_BYTES + self.taken_bytes
 
     async def stop(self, grace_s: float = 0) -> None:
         self.die(-15)
@@ -149,6 +155,7 @@ class World:
         self.num_looks = 0
         self.at_start: Callable[[str], None] = lambda name: None
         self.sizes: dict[str, int] = {}
+        self.taken: dict[str, int] = {}  # of host memory, where it is not all at once
         self.trained: dict[str, int] = {}
         self.failures: dict[str, Exception] = {}
         self.progress: dict[str, list[float]] = {}
@@ -226,7 +233,7 @@ class World:
 
     def _used(self, name: str, started: Started) -> dict[str, int]:
         if not self.gpus:
-            return {"cpu": self.sizes.get(name, GIB)}
+            return {"cpu": self.taken.get(name, self.sizes.get(name, GIB))}
         memory = started.client.memory
         return {} if memory is None else {device.id: device.total_bytes for device in (memory.cpu, *memory.gpus)}
 
@@ -240,7 +247,9 @@ class World:
         client = ScriptedClient(lambda request: self.memory(model.path, request, names), gate)
         client.failure = self.failures.get(model.name)
         client.progress = self.progress.get(model.name, [])
-        started = Started(ScriptedProcess(model.name, 0, ""), client)
+        process = ScriptedProcess(model.name, 0, "")
+        process.taken_bytes = self.taken.get(model.name, 0 if self.gpus else self.sizes.get(model.name, GIB))
+        started = Started(process, client)
         self.started.append((model.name, started))
         return started
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from runner.footprint import CPU, DeviceName
 from runner.protocol import DeviceMemory, Memory
 from scheduler.devices import GPU, Machine, SystemMemory
-from scheduler.reservations import Claim, bytes_of, less_promised, only, total, with_freed, without_claims
+from scheduler.reservations import (
+    Claim,
+    after_claims,
+    bytes_of,
+    less_promised,
+    only,
+    total,
+    with_freed,
+    without_claims,
+)
 
 SIM0, SIM1 = DeviceName("sim0", "sim"), DeviceName("sim1", "sim")
 
@@ -26,6 +35,24 @@ def test_claimed_devices_are_not_there_and_claimed_host_memory_is_not_free():
     assert free(without_claims(MACHINE, claims[:1])) == (500, {"sim1": 70})
     assert free(without_claims(MACHINE, claims)) == (0, {"sim1": 70})
     assert without_claims(MACHINE, []) == MACHINE
+
+
+def test_what_a_load_has_taken_of_its_claim_is_not_claimed_any_more():
+    claim = Claim(frozenset({SIM0}), 300)
+    assert claim.less(100) == Claim(frozenset({SIM0}), 200)
+    assert claim.less(400).system_bytes == 0
+
+
+def test_the_machine_after_the_loads_under_way():
+    """Of the 100 bytes of sim0 others hold 5, the load that has it will hold 60: what it has by now does not matter."""
+    claim = Claim(frozenset({SIM0}), 300, in_the_end={CPU: 300, SIM0: 60})
+    for free_now in (95, 40):
+        now = Machine(MACHINE.system, (gpu("sim0", free_now), MACHINE.gpus[1]))
+        assert free(after_claims(now, [claim], {SIM0: 5, SIM1: 9})) == (500, {"sim0": 35, "sim1": 70})
+    assert free(after_claims(MACHINE, [claim], {SIM0: 50})) == (500, {"sim0": 0, "sim1": 70})
+    assert free(after_claims(MACHINE, [Claim(frozenset({SIM0, SIM1}))], {})) == (800, {"sim0": 0, "sim1": 0})
+    unknown = Machine(MACHINE.system, (gpu("sim0", 90, size=0),))
+    assert free(after_claims(unknown, [claim], {})) == (500, {"sim0": 30})
 
 
 def test_what_loaded_models_were_promised_is_not_free_whatever_the_system_says():

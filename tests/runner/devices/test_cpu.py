@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import psutil
 import pytest
 
 from runner.devices.base import OutOfMemoryError
@@ -33,3 +34,37 @@ def test_the_device_tells_what_it_has() -> None:
     info = CpuDevice().info()
     assert 0 < info.free_bytes <= info.total_bytes
     assert np.isfinite(info.total_bytes)
+
+
+def test_a_slab_at_another_length_keeps_its_bytes() -> None:
+    device = CpuDevice()
+    slab = device.allocate(3 * HUGE_PAGE_BYTES + 5)
+    slab[:] = np.arange(slab.size) % 251
+    for nbytes in (HUGE_PAGE_BYTES + 7, 2 * HUGE_PAGE_BYTES, 4097, 9 * HUGE_PAGE_BYTES, 0, 100):
+        kept = min(nbytes, slab.size)
+        before = slab[:kept].copy()
+        slab = device.resize(slab, nbytes)
+        assert slab.size == nbytes
+        assert np.array_equal(slab[:kept], before)
+        slab[kept:] = 7
+
+
+def test_a_shorter_slab_gives_its_memory_back_to_the_system() -> None:
+    process = psutil.Process()
+    device = CpuDevice()
+    slab = device.allocate(64 << 20)
+    slab[:] = 1
+    full = process.memory_info().rss
+    slab = device.resize(slab, 1 << 20)
+    assert full - process.memory_info().rss > 60 << 20
+    slab = device.resize(slab, 64 << 20)
+    assert slab[: 1 << 20].all()
+    assert not slab[2 << 20 :].any()
+
+
+def test_a_slab_that_cannot_grow_stays_as_it_is() -> None:
+    slab = CpuDevice().allocate(5000)
+    slab[:] = 9
+    with pytest.raises(OutOfMemoryError, match="out of memory on cpu"):
+        CpuDevice().resize(slab, 1 << 60)
+    assert slab.all()
