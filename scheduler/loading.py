@@ -33,7 +33,7 @@ from scheduler.spawn import Spawn
 LOG = logging.getLogger("scheduler")
 
 AUTO_MODELS_PER_GPU = 3
-PROCESS_BYTES = 128 << 20  # what a runner takes beside its model: 60 to 110 MiB were measured
+PROCESS_BYTES = 128 << 20  # that a runner has beside its model: 55 MiB were measured, more with a large vocabulary
 MAX_TRIES = 8  # at places that should have been large enough and were not
 
 

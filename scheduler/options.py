@@ -123,11 +123,12 @@ def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new
     return num_gpus > 0 and _differ_on_gpus(old, new)
 
 
-def merge(old: LoadOptions, new: LoadOptions) -> LoadOptions:
+def merge(old: LoadOptions, new: LoadOptions, default_num_ctx: int) -> LoadOptions:
     """Options for a reload that serves the old requests as well.
 
-    What ``new`` leaves open stays, and numbers of tokens and sequences only grow (``"auto"`` gives way to a number).
-    Without this, two clients with different options would reload each other's model for ever.
+    What ``new`` leaves open stays, and numbers of tokens and sequences only grow (``"auto"`` gives way to a number; a
+    context that is left open is one of ``default_num_ctx``). Without this, two clients with different options would
+    reload each other's model for ever.
     """
     merged = replace(
         old,
@@ -135,14 +136,15 @@ def merge(old: LoadOptions, new: LoadOptions) -> LoadOptions:
     )
     return replace(
         merged,
-        num_ctx=_larger_context(old.num_ctx, merged.num_ctx),
+        num_ctx=_larger_context(old.num_ctx, new.num_ctx, default_num_ctx),
         num_parallel=max(filter(None, (old.num_parallel, merged.num_parallel)), default=None),
     )
 
 
-def _larger_context(old: int | Auto | None, new: int | Auto | None) -> int | Auto | None:
-    numbers = [each for each in (old, new) if isinstance(each, int)]
-    return max(numbers) if numbers else new
+def _larger_context(old: int | Auto | None, new: int | Auto | None, default: int) -> int | Auto | None:
+    if old == AUTO or new == AUTO:
+        return next((each for each in (old, new) if isinstance(each, int)), AUTO)
+    return max(old, new, key=lambda each: default if each is None else each)
 
 
 def _differ_on_gpus(old: LoadOptions, new: LoadOptions) -> bool:

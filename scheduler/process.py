@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -25,6 +26,7 @@ from runner.protocol import TOKEN_ENVIRONMENT_NAME
 from scheduler.environment import redact, runner_environment
 from scheduler.errors import RunnerExitedError, RunnerStartError
 from scheduler.last_words import LastWords, describe_end
+from scheduler.oom_kills import EXPLANATION, OomKills
 
 LOG = logging.getLogger("scheduler.process")
 
@@ -40,7 +42,7 @@ T = TypeVar("T")
 class RunnerProcess:
     """A running child. ``start`` makes one; from then on ``wait`` tells of its end and ``stop`` brings it about."""
 
-    def __init__(self, name: str, port: int, token: str) -> None:
+    def __init__(self, name: str, port: int, token: str, oom_kills: OomKills | None = None) -> None:
         self.name = name
         self.port = port
         self.token = token
@@ -49,6 +51,9 @@ class RunnerProcess:
         self._words = LastWords()
         self._ended = asyncio.Event()
         self._transport: asyncio.SubprocessTransport | None = None
+        self._oom_kills = oom_kills or OomKills()
+        self._oom_mark = self._oom_kills.mark()
+        self._is_told_to_end = False
 
     @classmethod
     async def start(
@@ -57,8 +62,11 @@ class RunnerProcess:
         command: Callable[[int], Sequence[str]],
         own_environment: Mapping[str, str],
         parent_environment: Mapping[str, str] = os.environ,
+        oom_kills: OomKills | None = None,
     ) -> RunnerProcess:
         """Starts ``command(file descriptor of the listening socket)``; ``name`` marks its output in our log.
+
+        ``oom_kills`` is shared by processes that are started side by side.
 
         Raises RunnerStartError.
         """
@@ -67,7 +75,7 @@ class RunnerProcess:
         environment = runner_environment(parent_environment, own, checkout())
         listener = _listen()
         with listener:
-            process = cls(name, listener.getsockname()[1], token)
+            process = cls(name, listener.getsockname()[1], token, oom_kills)
             await process._spawn(command(listener.fileno()), listener.fileno(), environment)
         LOG.info("runner for %s started: pid %d, port %d", name, process.pid, process.port)
         return process
@@ -154,6 +162,7 @@ class RunnerProcess:
         self._signal("kill")
 
     def _signal(self, method: str) -> None:
+        self._is_told_to_end = True
         if self.returncode is None and self._transport is not None:
             with contextlib.suppress(ProcessLookupError):
                 getattr(self._transport, method)()
@@ -168,6 +177,8 @@ class RunnerProcess:
     def _end(self) -> None:
         assert self._transport is not None
         self.returncode = self._transport.get_returncode()
+        if self.returncode == -signal.SIGKILL and not self._is_told_to_end and self._oom_kills.explain(self._oom_mark):
+            self._words.hear(EXPLANATION)
         LOG.info("runner for %s (pid %d) ended: %s", self.name, self.pid, describe_end(self.returncode, LastWords()))
         self._ended.set()
         self._transport.close()

@@ -206,7 +206,14 @@ class Scheduler:
                 options = asked  # what others have asked for cannot be had; this request does without it
                 continue
             if resident.memory is not None:  # it had loaded: whoever comes next serves those who came before as well
-                options, keep_alive_s = merge(resident.options, asked), resident.keep_alive_s
+                options = self._next_options(resident.options, asked, options)
+                keep_alive_s = resident.keep_alive_s
+
+    def _next_options(self, loaded: LoadOptions, asked: LoadOptions, tried: LoadOptions) -> LoadOptions:
+        """To load with for ``asked``, after a model with ``loaded`` was not what it needs."""
+        if loaded == tried != asked:
+            return asked  # nobody's but its own: else it could go on like this for ever
+        return merge(loaded, asked, self._settings.default_num_ctx)
 
     async def _try_enter(self, resident: Resident, asked: LoadOptions, options: LoadOptions) -> bool:
         """False: it is not what ``asked`` needs, or it went away; look again. Raises what its load raised.

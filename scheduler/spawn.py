@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from scheduler.client import RunnerClient
+from scheduler.oom_kills import OomKills
 from scheduler.options import ModelFile
 from scheduler.process import RunnerProcess, runner_command
 from scheduler.settings import SchedulerSettings
@@ -24,6 +25,8 @@ class Started:
         await self.process.stop()
 
 
+_OOM_KILLS = OomKills()
+
 Spawn = Callable[[ModelFile, SchedulerSettings], Awaitable[Started]]
 
 
@@ -33,6 +36,7 @@ async def spawn_runner(model: ModelFile, settings: SchedulerSettings) -> Started
         name=model.name,
         command=lambda fd: runner_command(model.path, fd),
         own_environment=_environment(settings),
+        oom_kills=_OOM_KILLS,
     )
     return Started(process, RunnerClient(process.port, process.token, process.obituary))
 

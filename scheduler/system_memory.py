@@ -28,12 +28,12 @@ def system_memory(cgroup_root: Path = CGROUP_ROOT, self_cgroup: Path = SELF_CGRO
     """Host memory, or what the control group (a container's limit) leaves of it if that is less."""
     host = psutil.virtual_memory()
     memory = SystemMemory(host.total, host.available, psutil.swap_memory().free)
-    for group in _cgroups(cgroup_root, self_cgroup):
+    for group in own_cgroups(cgroup_root, self_cgroup):
         memory = _within(memory, group)
     return memory
 
 
-def _cgroups(root: Path, self_cgroup: Path) -> Iterator[Path]:
+def own_cgroups(root: Path, self_cgroup: Path) -> Iterator[Path]:
     """The version 2 control group of this process and all those around it: each one's limit holds."""
     try:
         lines = self_cgroup.read_text().splitlines()

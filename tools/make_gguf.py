@@ -24,10 +24,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without an installation
 
 from tools.gguf_writer import Tensor, write_gguf
-from tools.random_blocks import Bytes, block_chunks
-from tools.vocabularies import chatml_vocabulary, llama3_vocabulary
+from tools.random_blocks import Bytes, block_chunks, quantize
+from tools.vocabularies import chatml_vocabulary, llama3_vocabulary, wordpiece_vocabulary
 
 _POOL_BYTES = 64 << 20
+_FLOAT_TYPES = ("F32", "F16")
 _STD = 0.02
 
 
@@ -51,6 +52,7 @@ class Shape:
     rope_factor: float | None = None  # Llama 3's long-context scaling, stored as the tensor rope_freqs
     has_qk_norm: bool = False
     experts: tuple[int, int] = (0, 0)  # in all, and used for a token; feed_forward_length is that of one
+    pooling: int = 0  # of embedding models, llama.cpp's number: 1 mean, 2 first token
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -70,6 +72,8 @@ SHAPES: Mapping[str, Shape] = {
     "qwen3-0.6b": Shape(
         "qwen3", 151936, 28, 1024, 3072, 16, 8, 128, 40960, 1e6, 1e-6, chatml_vocabulary, True, has_qk_norm=True
     ),
+    "minilm-l6": Shape("bert", 30522, 6, 384, 1536, 12, 12, 32, 512, 0, 1e-12, wordpiece_vocabulary, True, pooling=1),
+    "bge-small": Shape("bert", 30522, 12, 384, 1536, 12, 12, 32, 512, 0, 1e-12, wordpiece_vocabulary, True, pooling=2),
 }
 
 
@@ -88,13 +92,14 @@ RECIPES: Mapping[str, Recipe] = {
     "q4_0": Recipe(2, "Q4_0", "Q6_K", "Q4_0"),
     "q8_0": Recipe(7, "Q8_0", "Q8_0", "Q8_0"),
     "q6_k": Recipe(18, "Q6_K", "Q6_K", "Q6_K"),
+    "f16": Recipe(1, "F16", "F16", "F16"),
 }
 
 
 def write_model(path: Path, shape: Shape, recipe: Recipe, *, header_only: bool = False) -> Path:
     """Writes the file and returns its path."""
     pool = None if header_only else np.random.default_rng(1).integers(0, 256, _POOL_BYTES, np.uint8)
-    return write_gguf(path, _metadata(shape, recipe), _tensors(shape, recipe, pool))
+    return write_gguf(path, _metadata(shape, recipe), _tensors(shape, recipe, _Maker(pool)))
 
 
 def _metadata(shape: Shape, recipe: Recipe) -> dict[str, Any]:
@@ -104,16 +109,8 @@ def _metadata(shape: Shape, recipe: Recipe) -> dict[str, Any]:
         "embedding_length": shape.embedding_length,
         "feed_forward_length": shape.feed_forward_length,
         "attention.head_count": shape.num_heads,
-        "attention.head_count_kv": shape.num_kv_heads,
-        "rope.freq_base": shape.rope_base,
-        "attention.layer_norm_rms_epsilon": shape.rms_epsilon,
-        "attention.key_length": shape.head_dim,
-        "attention.value_length": shape.head_dim,
-        "rope.dimension_count": shape.head_dim,
-        "vocab_size": shape.num_vocab,
+        **(_embedding_facts(shape) if shape.pooling else _decoder_facts(shape)),
     }
-    if any(shape.experts):
-        facts |= dict(zip(("expert_count", "expert_used_count"), shape.experts, strict=True))
     return {
         "general.architecture": shape.architecture,
         "general.type": "model",
@@ -125,18 +122,55 @@ def _metadata(shape: Shape, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _tensors(shape: Shape, recipe: Recipe, pool: Bytes | None) -> list[Tensor]:
+def _embedding_facts(shape: Shape) -> dict[str, Any]:
+    return {
+        "attention.layer_norm_epsilon": shape.rms_epsilon,
+        "attention.causal": False,
+        "pooling_type": shape.pooling,
+    }
+
+
+def _decoder_facts(shape: Shape) -> dict[str, Any]:
+    facts = {
+        "attention.head_count_kv": shape.num_kv_heads,
+        "rope.freq_base": shape.rope_base,
+        "attention.layer_norm_rms_epsilon": shape.rms_epsilon,
+        "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
+        "rope.dimension_count": shape.head_dim,
+        "vocab_size": shape.num_vocab,
+    }
+    if any(shape.experts):
+        facts |= dict(zip(("expert_count", "expert_used_count"), shape.experts, strict=True))
+    return facts
+
+
+@dataclass(frozen=True)
+class _Maker:
     """``pool`` is where the random bytes come from; without one the tensors have no data."""
-    width, heads, kv = shape.embedding_length, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    hidden = shape.feed_forward_length
 
-    def matrix(name: str, type_name: str, *size: int) -> Tensor:
+    pool: Bytes | None
+
+    def matrix(self, name: str, type_name: str, *size: int) -> Tensor:
         seed = zlib.crc32(name.encode())
-        data = None if pool is None else partial(block_chunks, type_name, size, pool, seed, _STD)
-        return Tensor(name, type_name, size, data)
+        if self.pool is None:
+            return Tensor(name, type_name, size, None)
+        if type_name in _FLOAT_TYPES:  # random bytes are no floats to compute with
+            values = np.random.default_rng(seed).standard_normal(size[::-1], np.float32) * np.float32(_STD)
+            return Tensor(name, type_name, size, quantize(type_name, values))
+        return Tensor(name, type_name, size, partial(block_chunks, type_name, size, self.pool, seed, _STD))
 
-    def ones(name: str, size: int) -> Tensor:
-        return Tensor(name, "F32", (size,), np.ones(size, np.float32))
+    def constant(self, name: str, size: int, value: float = 1.0) -> Tensor:
+        return Tensor(name, "F32", (size,), np.full(size, value, np.float32))
+
+
+def _tensors(shape: Shape, recipe: Recipe, make: _Maker) -> list[Tensor]:
+    return (_embedding_tensors if shape.pooling else _decoder_tensors)(shape, recipe, make)
+
+
+def _decoder_tensors(shape: Shape, recipe: Recipe, make: _Maker) -> list[Tensor]:
+    width, heads, kv = shape.embedding_length, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    hidden, matrix, ones = shape.feed_forward_length, make.matrix, make.constant
 
     tensors = [matrix("token_embd.weight", recipe.output, width, shape.num_vocab), ones("output_norm.weight", width)]
     if not shape.is_tied:
@@ -164,6 +198,29 @@ def _tensors(shape: Shape, recipe: Recipe, pool: Bytes | None) -> list[Tensor]:
             matrix(prefix + "ffn_up" + ending, recipe.base, width, hidden, *experts),
             matrix(prefix + "ffn_down" + ending, more, hidden, width, *experts),
         ]
+    return tensors
+
+
+def _embedding_tensors(shape: Shape, recipe: Recipe, make: _Maker) -> list[Tensor]:
+    """BERT's: norms after each part, and a bias for each matrix."""
+    width, hidden = shape.embedding_length, shape.feed_forward_length
+
+    def norm(name: str) -> list[Tensor]:
+        return [make.constant(name + ".weight", width), make.constant(name + ".bias", width, 0.0)]
+
+    tensors = [
+        make.matrix("token_embd.weight", recipe.output, width, shape.num_vocab),
+        make.matrix("position_embd.weight", "F32", width, shape.context_length),
+        make.matrix("token_types.weight", "F32", width, 2),
+        *norm("token_embd_norm"),
+    ]
+    sizes = {f"attn_{x}": (width, width) for x in ("q", "k", "v", "output")}
+    sizes |= {"ffn_up": (width, hidden), "ffn_down": (hidden, width)}
+    for layer in range(shape.num_layers):
+        for name, size in sizes.items():
+            tensors.append(make.matrix(f"blk.{layer}.{name}.weight", recipe.base, *size))
+            tensors.append(make.constant(f"blk.{layer}.{name}.bias", size[1], 0.0))
+        tensors += [*norm(f"blk.{layer}.attn_output_norm"), *norm(f"blk.{layer}.layer_output_norm")]
     return tensors
 
 

@@ -81,11 +81,26 @@ def test_needs_reload(old, new, num_gpus, expected):
     assert reloads(old, new, num_gpus) is expected
 
 
-def test_merge_keeps_what_is_left_open_and_the_larger_context():
+def test_merge_keeps_what_is_left_open():
     old = LoadOptions(num_ctx=8000, num_thread=2)
-    assert merge(old, LoadOptions(num_ctx=100, num_batch=64)) == LoadOptions(num_ctx=8000, num_thread=2, num_batch=64)
-    assert merge(LoadOptions(), LoadOptions(num_ctx=100)) == LoadOptions(num_ctx=100)
-    assert merge(old, LoadOptions(num_thread=4)) == LoadOptions(num_ctx=8000, num_thread=4)
+    merged = merge(old, LoadOptions(num_ctx=8000, num_batch=64), 4096)
+    assert merged == LoadOptions(num_ctx=8000, num_thread=2, num_batch=64)
+    assert merge(old, LoadOptions(num_thread=4), 4096) == LoadOptions(num_ctx=8000, num_thread=4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (8000, 100, 8000),
+        (8000, None, 8000),  # left open, it is one of 4096
+        (100, None, None),
+        (None, None, None),
+        (4096, 4097, 4097),
+    ],
+)
+def test_merge_takes_the_larger_context(one, other, expected):
+    for old, new in ((one, other), (other, one)):
+        assert merge(LoadOptions(num_ctx=old), LoadOptions(num_ctx=new), 4096).num_ctx == expected
 
 
 # ---- "auto" ------------------------------------------------------------------------------------
@@ -114,8 +129,8 @@ def test_auto_and_reloads(old, new, expected):
 
 def test_auto_gives_way_to_a_number_in_a_merge():
     auto, number = LoadOptions(num_ctx="auto"), LoadOptions(num_ctx=5000)
-    assert merge(auto, number) == merge(number, auto) == number
-    assert merge(auto, LoadOptions()) == merge(LoadOptions(), auto) == auto
+    assert merge(auto, number, 4096) == merge(number, auto, 4096) == number
+    assert merge(auto, LoadOptions(), 4096) == merge(LoadOptions(), auto, 4096) == auto
 
 
 def test_another_word_than_auto():
@@ -196,8 +211,8 @@ def test_must_be_on_gpu(option, setting, expected):
 
 
 def test_sequences_only_grow_in_a_merge():
-    assert merge(LoadOptions(num_parallel=4), LoadOptions(num_parallel=2)).num_parallel == 4
-    assert merge(LoadOptions(), LoadOptions(num_parallel=2)).num_parallel == 2
+    assert merge(LoadOptions(num_parallel=4), LoadOptions(num_parallel=2), 4096).num_parallel == 4
+    assert merge(LoadOptions(), LoadOptions(num_parallel=2), 4096).num_parallel == 2
 
 
 # ---- notes -------------------------------------------------------------------------------------

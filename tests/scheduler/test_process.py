@@ -17,6 +17,7 @@ import uvloop
 
 from scheduler.client import RunnerClient
 from scheduler.errors import RunnerExitedError, RunnerStartError, RunnerUnreachableError
+from scheduler.oom_kills import OomKills
 from scheduler.process import RunnerProcess, checkout, runner_command
 
 FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
@@ -40,6 +41,45 @@ async def test_the_child_has_the_socket_that_the_parent_bound():
     assert await reader.read() == b"hello"
     writer.close()
     assert await process.wait() == "exit status 0"
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+async def test_a_death_that_the_kernel_counts_is_explained(by_kernel):
+    numbers = iter([5, 6 if by_kernel else 5])
+    process = await RunnerProcess.start(
+        "test",
+        lambda fd: [sys.executable, "-S", "-c", "import os; print('INFO reading'); os.kill(os.getpid(), 9)"],
+        {},
+        oom_kills=OomKills(lambda: next(numbers)),
+    )
+    more = "\nout of memory: the kernel has ended a process for want of memory (oom_kill)" if by_kernel else ""
+    assert await process.wait() == f"signal: SIGKILL (Killed){more}"
+
+
+async def test_a_process_that_we_kill_is_not_the_kernel_s():
+    numbers = iter([5, 6])
+    sleep = "import time; time.sleep(60)"
+    process = await RunnerProcess.start(
+        "test", lambda fd: [sys.executable, "-S", "-c", sleep], {}, oom_kills=OomKills(lambda: next(numbers))
+    )
+    process.kill()
+    assert await process.wait() == "signal: SIGKILL (Killed)"
+
+
+async def test_how_much_memory_is_its_own():
+    """What it has written to, without what it only reserved."""
+    process = await start(
+        "import mmap, sys",
+        "reserved = mmap.mmap(-1, 512 << 20)",
+        "written = b'x' * (96 << 20)",
+        "print('error: ready', flush=True)",
+        "sys.stdin.read()",
+    )
+    while not process.last_words():
+        await asyncio.sleep(0.01)
+    assert 96 << 20 <= process.own_bytes() < 160 << 20
+    await process.stop()
+    assert process.own_bytes() == 0
 
 
 async def test_the_parent_keeps_no_copy_of_the_socket():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from runner.gguf import open_gguf
+from runner.model.spec import read_spec
 from tools.make_gguf import RECIPES, SHAPES, llama3_rope_factors, write_model
 
 _NUM_PARAMETERS = {  # of the published models, whose shapes these are
@@ -18,6 +19,8 @@ _NUM_PARAMETERS = {  # of the published models, whose shapes these are
     "llama-8b": 8_030_261_248,
     "qwen3-0.6b": 596_049_920,
     "llama-30b-a3b": 30_532_122_624 - 48 * 2 * 128,  # without the norms of queries and keys
+    "minilm-l6": 22_713_216 - 384 * 385,  # without the layer for whole texts, which no file has
+    "bge-small": 33_360_000 - 384 * 385,
 }
 
 
@@ -46,6 +49,16 @@ def test_a_small_one_is_whole_and_the_same_each_time(tmp_path: Path, recipe: str
         assert file.tensors["blk.1.attn_q_norm.weight"].shape == (128,)
         assert file.metadata["general.file_type"] == RECIPES[recipe].file_type
         assert all(file.data(name).any() for name in file.tensors)
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("minilm-l6", "mean"), ("bge-small", "cls")])
+def test_an_embedding_model_is_one(tmp_path: Path, name: str, pooling: str) -> None:
+    shape = replace(SHAPES[name], num_vocab=600, num_layers=1, embedding_length=96, feed_forward_length=128)
+    with open_gguf(write_model(tmp_path / "m.gguf", shape, RECIPES["f16"])) as file:
+        spec = read_spec(file)
+        assert (spec.pooling, spec.is_causal, spec.num_heads) == (pooling, False, 12)
+        matrix = file.data("blk.0.ffn_up.weight").view(np.float16)
+        assert abs(float(matrix.astype(np.float32).std()) - 0.02) < 0.002
 
 
 def test_llama3_factors_divide_long_waves_only() -> None:
