@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = re.compile(
 def is_out_of_memory(last_words: str) -> bool:
     """Whether a process died for want of memory, as far as its last words tell.
 
-    A bare SIGKILL does not count: where the kernel did it, and can be seen to have, ``scheduler.oom_kills`` adds a word.
+    A bare SIGKILL does not count. Where the kernel can be seen to have done it, ``scheduler.oom_kills`` has said so.
     """
     return _OUT_OF_MEMORY.search(last_words) is not None
 
