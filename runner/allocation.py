@@ -9,11 +9,9 @@ from runner.cache_storage import CacheStorage
 from runner.devices.base import Device
 from runner.footprint import (
     CPU,
-    INPUT,
     DeviceName,
     device_workspace,
     places,
-    stored_tensors,
 )
 from runner.gguf import GGUFFile
 from runner.kernels import Kernels
@@ -21,6 +19,7 @@ from runner.model.spec import ModelSpec
 from runner.model.step import Buffers
 from runner.model.weights import Placed, stays_in_file
 from runner.protocol import LoadRequest
+from runner.tensor_storage import INPUT, stored_tensors
 
 Devices = Mapping[DeviceName, Device]
 

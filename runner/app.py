@@ -16,6 +16,8 @@ from runner.auth import RequireToken
 from runner.embedding import EmbeddingJob
 from runner.engine import Deliveries, Engine
 from runner.protocol import (
+    CacheBudget,
+    CacheSize,
     CompletionRequest,
     DetokenizeRequest,
     DetokenizeResponse,
@@ -182,6 +184,11 @@ async def stats(host: TheHost) -> RunnerStats:
     return engine.stats()
 
 
+async def resize_cache(budget: CacheBudget, host: TheHost) -> CacheSize:
+    _, engine = host.ready()
+    return await asyncio.wrap_future(engine.resize_cache(budget.budget_bytes))
+
+
 async def _made(make: Callable[[], Made], *, in_thread: bool) -> Made:
     return await asyncio.to_thread(make) if in_thread else make()
 
@@ -195,6 +202,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("/health", "GET", health),
     ("/info", "GET", info),
     ("/stats", "GET", stats),
+    ("/cache", "POST", resize_cache),
 )
 
 
@@ -203,7 +211,9 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 def _errors() -> dict[type[Exception], Handler]:
     """What an error becomes. Imported here, because the loader's errors bring the whole model code with them."""
+    from runner.devices.base import OutOfMemoryError
     from runner.gguf import GGUFError
+    from runner.kv_cache import CacheFullError
     from runner.load import OperationOrderError
     from runner.model.spec import ModelError
     from runner.tokenizer import TokenizerError
@@ -214,6 +224,8 @@ def _errors() -> dict[type[Exception], Handler]:
         HTTPException: _answer_http_error,
         TokenizerError: _answer_with(400),
         OperationOrderError: _answer_with(409),
+        CacheFullError: _answer_with(409),
+        OutOfMemoryError: _answer_with(507),
         GGUFError: _answer_with(500),
         ModelError: _answer_with(500),
         Exception: _answer_with(500),

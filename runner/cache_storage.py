@@ -14,10 +14,11 @@ from runner.cache_layer import CacheLayer
 from runner.cache_moves import MOVE_CHUNK_BYTES
 from runner.cache_types import cache_row_bytes
 from runner.devices.base import Bytes, Device, OutOfMemoryError
-from runner.footprint import ALIGNMENT, DeviceName, cells_per_sequence
+from runner.footprint import DeviceName, cells_per_sequence
 from runner.kernels import CacheTensor, Kernels
 from runner.model.spec import ModelSpec
 from runner.protocol import LoadRequest
+from runner.tensor_storage import ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from runner.completion_lane import CompletionLane
+from runner.devices.base import OutOfMemoryError
 from runner.embedding import EmbeddingJob
 from runner.embedding_lane import EmbeddingLane
 from runner.engine_stats import EngineStats
-from runner.protocol import RunnerStats
+from runner.kv_cache import CacheFullError
+from runner.protocol import CacheSize, RunnerStats
 from runner.request import Completion
 from runner.work import Line, Work, sentence
 
@@ -60,6 +63,7 @@ class Engine:
         self._embeddings = EmbeddingLane(model, self._tell)
         self._deliveries: Deliveries = []
         self._arrived: deque[Completion | EmbeddingJob] = deque()
+        self._budgets: deque[tuple[int, Future[CacheSize]]] = deque()
         self._changed = threading.Condition()
         self._closed_because: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -80,6 +84,21 @@ class Engine:
         """Thread-safe, at any time, more than once. After the running step nothing more is done for it."""
         work.is_cancelled = True
 
+    def resize_cache(self, nbytes: int) -> Future[CacheSize]:
+        """Thread-safe. Between two steps the KV cache shrinks or grows to what fits into ``nbytes``.
+
+        The future raises CacheFullError if running sequences need more, OutOfMemoryError if memory is short, and is
+        cancelled when the engine ends before.
+        """
+        future: Future[CacheSize] = Future()
+        with self._changed:
+            if self._closed_because is None:
+                self._budgets.append((nbytes, future))
+                self._changed.notify()
+            else:
+                future.cancel()
+        return future
+
     def close(self, reason: str) -> None:
         """Thread-safe. After the running step the thread ends, and with it all work, with ``reason`` as its error."""
         with self._changed:
@@ -97,6 +116,7 @@ class Engine:
             self._take_arrivals()
             self._completions.drop_cancelled()
             self._embeddings.drop_cancelled()
+            self._resize()
             if self._completions:
                 self._completions.step()
             if self._embeddings:
@@ -129,9 +149,19 @@ class Engine:
             self._take_arrivals()
             self._end_all(self._closed_because or "the engine has stopped")
             self._send()
+            for _, future in self._budgets:
+                future.cancel()
         except Exception:  # the thread's edge: its books are broken, so nobody can be told any more
             LOG.critical("error: the engine has failed", exc_info=True)
             self._on_failure()
+
+    def _resize(self) -> None:
+        while self._budgets:
+            nbytes, future = self._budgets.popleft()
+            try:
+                future.set_result(self._cache.resize_within(nbytes))
+            except (CacheFullError, OutOfMemoryError) as error:
+                future.set_exception(error)
 
     def _tidy(self) -> None:
         """Brings the cells in use together where that is worth it: sooner when nobody waits for it."""
@@ -148,7 +178,7 @@ class Engine:
     def _wait(self) -> bool:
         """Sleep until there is work; False when the engine is to end."""
         with self._changed:
-            while not self.num_busy and self._closed_because is None:
+            while not self.num_busy and not self._budgets and self._closed_because is None:
                 self._changed.wait()
             return self._closed_because is None
 

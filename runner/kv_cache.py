@@ -19,7 +19,7 @@ from runner.cache_kind import CacheKind, Runs
 from runner.cache_layer import CacheLayer as CacheLayer
 from runner.cells import CellPool, Table
 from runner.prefixes import MAX_PREFIXES, Prefixes
-from runner.protocol import CacheStats
+from runner.protocol import CacheSize, CacheStats
 from runner.sequence import NO_CELLS, Int32Array, Sequence
 
 Rotate = Callable[[CacheLayer, Int32Array], None]
@@ -36,6 +36,9 @@ class CacheFullError(RuntimeError):
 
 class Storage(Protocol):
     """Where the cells of the layers lie."""
+
+    @property
+    def nbytes(self) -> int: ...
 
     def resize(self, num_cells: int) -> None:
         """Gives the layers that see everything ``num_cells`` cells each: keeps what the first ones hold and puts new
@@ -243,10 +246,12 @@ class KVCache:
             self._storage.resize(num_cells)
         full.pool.resize(num_cells)
 
-    def resize_within(self, nbytes: int) -> None:
+    def resize_within(self, nbytes: int) -> CacheSize:
         """The same with as many cells as fit into a budget, so that memory can serve something else, or come back."""
-        assert self._storage is not None, "a cache of fixed size has no budget"
-        self.resize(self._storage.num_cells_within(nbytes))
+        if self._kinds and self._storage is not None:
+            self.resize(self._storage.num_cells_within(nbytes))
+        held_bytes = self._storage.nbytes if self._storage is not None else 0
+        return CacheSize(num_cells=self._kinds[0].pool.num_cells if self._kinds else 0, held_bytes=held_bytes)
 
     def stats(self) -> CacheStats:
         """Counts by looking at every cell: tens of microseconds."""

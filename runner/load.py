@@ -20,7 +20,7 @@ import numpy.typing as npt
 from runner.allocation import Allocation, allocate
 from runner.devices.base import Device, OutOfMemoryError
 from runner.devices.cpu import CpuDevice
-from runner.footprint import DeviceName, cells_per_sequence, converted_tensors, footprint
+from runner.footprint import DeviceName, cells_per_sequence, footprint
 from runner.gguf import GGUFFile, open_gguf
 from runner.kernels import Float32Array, Kernels
 from runner.kv_cache import KVCache
@@ -30,6 +30,7 @@ from runner.model.transformer import Transformer
 from runner.model.weights import Weights, load
 from runner.protocol import Health, LoadRequest, LoadResponse, Memory, Operation, Status
 from runner.sequence import Batch, Output, Sequence
+from runner.tensor_storage import converted_tensors
 from runner.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -160,13 +160,26 @@ class CacheStats(Message):
     num_used: int = 0  # by sequences and cached prefixes together
     num_shared: int = 0  # that have more than one owner
     num_cached: int = 0  # held by cached prefixes alone
-    fragmentation: float = 0.0  # 0: all cells in use lie together
+    fragmentation: float = 0.0  # share of the free cells that lie in holes too short to be of use
     num_defragmentations: int = 0
     moved_bytes: int = 0
     num_prefixes: int = 0
     num_hits: int = 0  # prompts that began with a cached prefix
     num_misses: int = 0
     num_reused_tokens: int = 0
+
+
+class CacheBudget(Message):
+    """How many bytes the KV cache may hold from now on, on all devices together."""
+
+    budget_bytes: int = Field(ge=0)
+
+
+class CacheSize(Message):
+    """What it holds then: as many cells as fit into the budget."""
+
+    num_cells: int
+    held_bytes: int
 
 
 class Histogram(Message):

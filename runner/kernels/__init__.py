@@ -77,8 +77,8 @@ class Kernels(Protocol):
         """Whether matrices of this type can be packed without conversion."""
 
     def pack(self, type_id: int, rows: int, cols: int, source: ByteArray, storage: ByteArray) -> Matrix:
-        """Writes the GGUF rows of ``source`` into ``storage``: 64-byte aligned, ``footprint.packed_bytes`` long, kept
-        alive by the matrix."""
+        """Writes the GGUF rows of ``source`` into ``storage``: 64-byte aligned, ``tensor_storage.packed_bytes`` long,
+        kept alive by the matrix."""
 
     def linear(
         self,

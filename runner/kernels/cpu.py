@@ -6,10 +6,10 @@ set and threads belong to the process: the instance made last decides for all.
 
 from __future__ import annotations
 
-from runner.footprint import stored_type
 from runner.ggml_types import TYPES
 from runner.kernels import _cpu
 from runner.kernels.cores import usable_cores
+from runner.tensor_storage import stored_type
 
 
 class FastKernels:

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runner.devices.base import Bytes
-from runner.footprint import ALIGNMENT, Workspace
+from runner.footprint import Workspace
 from runner.kernels import Kernels
 from runner.model.spec import ModelSpec
 from runner.sequence import Int32Array
+from runner.tensor_storage import ALIGNMENT
 
 Float32Array = npt.NDArray[np.float32]
 

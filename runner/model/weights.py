@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from runner.devices.base import Bytes
-from runner.footprint import StoredTensor
 from runner.gguf import GGUFFile
 from runner.kernels import Kernels
 from runner.kernels.dequantize import convert_to_bfloat16, dequantize
 from runner.model.spec import ModelError, ModelSpec
+from runner.tensor_storage import StoredTensor
 
 Float32Array = npt.NDArray[np.float32]
 Matrix = Any

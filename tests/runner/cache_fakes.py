@@ -69,6 +69,10 @@ class Bench:
         )
         self.stories: dict[Sequence, Story] = {}
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.rows.nbytes for each in self.layers for tensor in (each.keys, each.values))
+
     def resize(self, num_cells: int) -> None:
         """As ``Storage.resize``: tensors that hold what the first cells of the old ones hold."""
         for each in self.layers[: 1 if self.window else 2]:

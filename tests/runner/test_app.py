@@ -102,6 +102,31 @@ def test_close_ends_an_answer_under_way_with_an_error_line(tiny_models: Callable
             assert json.loads(list(lines)[-1]) == {"error": "the model was unloaded"}
 
 
+# ---- the cache ---------------------------------------------------------------------------------
+
+
+def test_the_cache_shrinks_and_grows_while_the_model_answers(tiny_models: Callable[..., Path], tmp_path: Path) -> None:
+    with running(tiny_models("llama", "Q8_0"), tmp_path / LOG) as process:
+        process.load(**LOAD)
+        whole = process.client.get("/stats").json()["cache"]["num_cells"]
+        before = process.complete("hello", num_predict=8)
+        grown = process.post("/cache", {"budget_bytes": 10 << 20}).json()
+        assert grown["num_cells"] > whole
+        held = -(-grown["held_bytes"] * whole // grown["num_cells"] // 64) * 64
+        assert process.post("/cache", {"budget_bytes": 1 << 60}).status_code == 507
+        shrunk = process.post("/cache", {"budget_bytes": held // 4}).json()
+        assert shrunk["held_bytes"] <= held // 4
+        assert 0 < shrunk["num_cells"] < whole
+        assert tokens_of(process.complete("hello", num_predict=8)) == tokens_of(before)
+        assert process.client.get("/stats").json()["cache"]["num_cells"] == shrunk["num_cells"]
+        too_long = process.post("/completion", {"prompt": [7] * (shrunk["num_cells"] + 1)})
+        assert too_long.status_code == 500
+        assert "the KV cache is full" in too_long.json()["error"]
+        again = process.post("/cache", {"budget_bytes": held}).json()
+        assert (again["num_cells"], again["held_bytes"] <= held) == (whole, True)
+        assert process.post("/cache", {"budget_bytes": -1}).status_code == 400
+
+
 # ---- completion --------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runner import cache_storage
 from runner.cache_storage import CacheStorage
 from runner.devices.base import OutOfMemoryError
 from runner.devices.cpu import CpuDevice
@@ -81,12 +82,17 @@ def test_it_takes_what_the_footprint_says(
     sizes=st.lists(st.integers(0, 300), min_size=1, max_size=5),
     architecture=st.sampled_from(["llama", "gemma3"]),
     types=st.sampled_from(["f16", ("q8_0", "q4_0"), ("f32", "f16")]),
+    chunk_bytes=st.sampled_from([1000, 1 << 20]),
 )
 def test_cells_that_both_sizes_have_keep_their_bytes(
-    sizes: list[int], architecture: str, types: object, specs: dict[str, ModelSpec], fast: Kernels
+    sizes: list[int], architecture: str, types: object, chunk_bytes: int, specs: dict[str, ModelSpec], fast: Kernels
 ) -> None:
-    spec = specs[architecture]
-    storage = on_cpu(spec, fast, kv_cache_type=types)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_storage, "MOVE_CHUNK_BYTES", chunk_bytes)
+        _resized_to(sizes, on_cpu(specs[architecture], fast, kv_cache_type=types), specs[architecture])
+
+
+def _resized_to(sizes: list[int], storage: CacheStorage, spec: ModelSpec) -> None:
     fill(storage)
     for num_cells in sizes:
         before = rows(storage)

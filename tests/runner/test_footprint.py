@@ -8,47 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from runner.footprint import (
-    NATIVE_TYPES,
-    converted_tensors,
-    footprint,
-    packed_bytes,
-    stored_tensors,
-    stored_type,
-    workspace,
-)
-from runner.ggml_types import BY_NAME
+from runner.footprint import footprint, workspace
 from runner.gguf import open_gguf
-from runner.kernels import Kernels, _cpu
-from runner.model.spec import ModelError, UnknownArchitectureError, read_spec
+from runner.kernels import Kernels
+from runner.model.spec import UnknownArchitectureError, read_spec
 from runner.protocol import LoadRequest, Operation
+from runner.tensor_storage import packed_bytes, stored_type
 from tests.runner.loading import load
 
 REQUEST = LoadRequest(operation=Operation.FIT, num_ctx=128, num_batch=32)
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "bert")
-
-
-@pytest.mark.parametrize("name", sorted(NATIVE_TYPES))
-@pytest.mark.parametrize(("rows", "cols"), [(1, 256), (16, 512), (37, 768)])
-def test_packed_bytes_is_what_the_kernels_ask_for(name: str, rows: int, cols: int) -> None:
-    type_ = BY_NAME[name]
-    assert packed_bytes(type_, rows, cols) == _cpu.packed_bytes(type_.id, rows, cols)
-
-
-@pytest.mark.parametrize("cols", [32, 96, 160])
-def test_packed_bytes_of_half_a_unit(cols: int) -> None:
-    for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"):
-        assert packed_bytes(BY_NAME[name], 16, cols) == _cpu.packed_bytes(BY_NAME[name].id, 16, cols)
-
-
-def test_a_packed_q4_0_matrix_by_hand() -> None:
-    # 37 rows are 3 panels; 128 columns are 4 blocks of 18 bytes for each of 16 rows.
-    assert packed_bytes(BY_NAME["Q4_0"], 37, 128) == 3 * 16 * 4 * 18
-
-
-def test_types_without_a_kernel_become_bfloat16_and_the_footprint_says_so() -> None:
-    assert stored_type(BY_NAME["IQ2_XXS"]).name == "BF16"
-    assert stored_type(BY_NAME["Q4_K"]).name == "Q4_K"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -103,24 +72,10 @@ def test_loading_takes_exactly_what_the_footprint_says(
         assert sum(taken) == footprint(gguf, REQUEST).total_bytes
 
 
-def test_unknown_tensors_are_refused_by_name(tiny_models: Callable[..., Path]) -> None:
-    with open_gguf(tiny_models("llama")) as gguf:
-        spec = read_spec(gguf)
-        odd = next(iter(gguf.tensors.values()))
-        tensors = {**gguf.tensors, "blk.0.attn_sinks.weight": odd}
-        with pytest.raises(ModelError, match=r"attn_k\.oops"):
-            stored_tensors(_Renamed(tensors, odd, "blk.0.attn_k.oops"), spec)  # type: ignore[arg-type]
-
-
 def test_unknown_architectures_are_refused_with_the_known_ones() -> None:
     file = SimpleNamespace(architecture="abacus", metadata={}, tensors={})
     with pytest.raises(UnknownArchitectureError, match="'abacus' is not known; known are: bert, gemma3, llama"):
         read_spec(file)  # type: ignore[arg-type]
-
-
-def test_converted_tensors_are_those_without_a_native_type(tiny_models: Callable[..., Path]) -> None:
-    with open_gguf(tiny_models("llama", "Q4_0")) as gguf:
-        assert converted_tensors(gguf, read_spec(gguf)) == ()
 
 
 def test_the_workspace_holds_a_whole_input_where_attention_is_bidirectional(tiny_models: Callable[..., Path]) -> None:
@@ -128,12 +83,3 @@ def test_the_workspace_holds_a_whole_input_where_attention_is_bidirectional(tiny
         rows = {name: rows for name, rows, _ in workspace(read_spec(gguf), REQUEST, has_layers=True, has_output=True)}
     assert rows["residual"] == 128
     assert rows["logits"] == 0
-
-
-class _Renamed:
-    """A file whose one tensor has another name."""
-
-    def __init__(self, tensors: dict[str, object], info: object, name: str) -> None:
-        from dataclasses import replace
-
-        self.tensors = {name: replace(info, name=name)}  # type: ignore[type-var]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from runner.cache_types import CACHE_TYPES
 from runner.footprint import DeviceName, footprint
 from runner.gguf import StringArray, open_gguf
 from runner.protocol import DeviceLayers, LoadRequest, Operation
@@ -89,7 +90,7 @@ def seconds(work):
 def test_estimate_and_fit_say_what_alloc_takes(architecture, tmp_path):
     path = write_tiny_model(tmp_path / "m.gguf", architecture, "Q8_0")
     found = list(compare(path, contexts=(100,)))
-    assert len(found) == 2 * 2 * 5
+    assert len(found) == len(CACHE_TYPES) ** 2 * 2 * 5  # types of K and V, sequences, layouts
     assert [str(each) for each in found if not each.is_equal] == []
     assert all(sum(each.taken) > 0 for each in found)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import psutil
 import pytest
@@ -68,3 +70,13 @@ def test_a_slab_that_cannot_grow_stays_as_it_is() -> None:
     with pytest.raises(OutOfMemoryError, match="out of memory on cpu"):
         CpuDevice().resize(slab, 1 << 60)
     assert slab.all()
+
+
+def test_a_slab_that_was_shortened_grows_again_only_into_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CpuDevice()
+    slab = device.resize(device.allocate(3 * HUGE_PAGE_BYTES), HUGE_PAGE_BYTES)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=HUGE_PAGE_BYTES))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=5))
+    with pytest.raises(OutOfMemoryError, match=f"{HUGE_PAGE_BYTES + 6} bytes asked, {HUGE_PAGE_BYTES + 5} bytes free"):
+        device.resize(slab, 2 * HUGE_PAGE_BYTES + 6)
+    assert device.resize(slab, 2 * HUGE_PAGE_BYTES + 5).size == 2 * HUGE_PAGE_BYTES + 5
