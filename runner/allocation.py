@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runner.cache_storage import CacheStorage
+from runner.cache.storage import CacheStorage
 from runner.devices.base import Device
 from runner.footprint import (
     CPU,

@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from runner.auth import RequireToken
-from runner.embedding import EmbeddingJob
-from runner.engine import Deliveries, Engine
+from runner.engine.completion import Completion, RequestError, check_ids
+from runner.engine.embedding import EmbeddingJob
+from runner.engine.engine import Deliveries, Engine
 from runner.protocol import (
     CacheBudget,
     CacheSize,
@@ -32,7 +33,6 @@ from runner.protocol import (
     TokenizeRequest,
     TokenizeResponse,
 )
-from runner.request import Completion, RequestError, check_ids
 from runner.stream import EngineResponse, Mailbox, json_response
 
 if TYPE_CHECKING:
@@ -211,9 +211,9 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 def _errors() -> dict[type[Exception], Handler]:
     """What an error becomes. Imported here, because the loader's errors bring the whole model code with them."""
+    from runner.cache.kv_cache import CacheFullError
     from runner.devices.base import OutOfMemoryError
     from runner.gguf import GGUFError
-    from runner.kv_cache import CacheFullError
     from runner.load import OperationOrderError
     from runner.model.spec import ModelError
     from runner.tokenizer import TokenizerError

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from runner.allocation import Allocation, allocate
+from runner.cache.kv_cache import KVCache
 from runner.devices.base import Device, OutOfMemoryError
 from runner.devices.cpu import CpuDevice
 from runner.footprint import DeviceName, cells_per_sequence, footprint
 from runner.gguf import GGUFFile, open_gguf
 from runner.kernels import Float32Array, Kernels
-from runner.kv_cache import KVCache
 from runner.model.spec import ModelSpec, read_spec
 from runner.model.stage import Place
 from runner.model.transformer import Transformer

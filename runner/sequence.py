@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from runner.cells import Table
+from runner.cache.cells import Table
 
 Int32Array = npt.NDArray[np.int32]
 Output = Literal["none", "last", "all"]

@@ -9,7 +9,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from runner.work import Line
+from runner.engine.work import Line
 
 MEDIA_TYPE = "application/x-ndjson"
 

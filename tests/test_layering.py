@@ -16,16 +16,18 @@ FLOORS = {
     "runner": (
         ("runner.", "runner.protocol", "runner.lifeline", "runner.sim_ledger", "runner.ggml_types",
          "runner.cache_types", "runner.gguf_cursor", "runner.gguf_strings", "runner.gguf_header", "runner.gguf",
-         "runner.cells", "runner.batching", "runner.work", "runner.durations", "runner.engine_stats"),
+         "runner.cache.", "runner.cache.cells", "runner.engine.", "runner.engine.batching", "runner.engine.work",
+         "runner.engine.durations", "runner.engine.stats"),
         ("runner.model.", "runner.model.spec", "runner.tensor_storage", "runner.footprint", "runner.kernels",
-         "runner.devices", "runner.tokenizer", "runner.sequence", "runner.prefixes", "runner.cache_moves"),
-        ("runner.model.ops", "runner.model.step", "runner.cache_layer"),
-        ("runner.model.weights", "runner.cache_kind", "runner.kv_cache", "runner.random", "runner.sampling",
+         "runner.devices", "runner.tokenizer", "runner.sequence", "runner.cache.prefixes", "runner.cache.moves"),
+        ("runner.model.ops", "runner.model.step", "runner.cache.layer"),
+        ("runner.model.weights", "runner.cache.kind", "runner.cache.kv_cache", "runner.random", "runner.sampling",
          "runner.stop", "runner.output"),
-        ("runner.cache_storage", "runner.model.stage", "runner.model.attention", "runner.model.ffn"),
+        ("runner.cache.storage", "runner.model.stage", "runner.model.attention", "runner.model.ffn"),
         ("runner.allocation", "runner.model.transformer"),
-        ("runner.load", "runner.request", "runner.stream", "runner.embedding", "runner.admission",
-         "runner.completion_lane", "runner.embedding_lane", "runner.engine"),
+        ("runner.load", "runner.engine.completion", "runner.stream", "runner.engine.embedding",
+         "runner.engine.admission", "runner.engine.completion_lane", "runner.engine.embedding_lane",
+         "runner.engine.engine"),
         ("runner.auth", "runner.app"),
         ("runner.__main__",),
     ),
@@ -170,12 +172,12 @@ def test_the_package_that_others_may_import_has_no_code(repository_root: Path) -
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("runner.kv_cache", "runner.engine"),  # upwards
-        ("runner.load", "runner.engine"),  # to the right
+        ("runner.cache.kv_cache", "runner.engine.engine"),  # upwards
+        ("runner.load", "runner.engine.engine"),  # to the right
         ("runner.app", "scheduler.errors"),  # the runner knows nobody
         ("runner.gguf", "server"),
         ("scheduler.client", "server.errors"),
-        ("scheduler.estimate", "runner.engine"),  # not one of the open modules
+        ("scheduler.estimate", "runner.engine.engine"),  # not one of the open modules
         ("server.catalog", "runner.tokenizer"),
         ("server.settings", "server.app"),
     ],
@@ -187,7 +189,7 @@ def test_a_forbidden_import_is_found(importer: str, imported: str) -> None:
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("runner.engine", "runner.kv_cache"),
+        ("runner.engine.engine", "runner.cache.kv_cache"),
         ("runner.gguf", "runner.ggml_types"),  # to the left
         ("runner.tokenizer.bpe", "runner.tokenizer.special"),  # inside one entry
         ("scheduler.estimate", "runner.footprint"),
@@ -200,8 +202,8 @@ def test_an_allowed_import_passes(importer: str, imported: str) -> None:
 
 
 def test_relative_and_nested_imports_are_seen(tmp_path: Path) -> None:
-    source = "from . import kv_cache\nfrom ..scheduler import errors\ndef f():\n    import runner.engine\n"
+    source = "from . import sequence\nfrom ..scheduler import errors\ndef f():\n    import runner.stream\n"
     path = tmp_path / "load.py"
     path.write_text(source)
-    known = frozenset({"runner.kv_cache", "runner.engine"})
-    assert list(imports(path, "runner.load", known)) == ["runner.kv_cache", "scheduler", "runner.engine"]
+    known = frozenset({"runner.sequence", "runner.stream"})
+    assert list(imports(path, "runner.load", known)) == ["runner.sequence", "scheduler", "runner.stream"]

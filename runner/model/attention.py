@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from runner.cache.kv_cache import CacheLayer
 from runner.cache_types import is_rotated
 from runner.kernels import CacheTensor, Kernels
-from runner.kv_cache import CacheLayer
 from runner.model.spec import ModelSpec
 from runner.model.step import Float32Array, Step, Views, Visibility
 from runner.model.weights import LayerWeights

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from runner import cache_types
-from runner.cache_layer import CacheLayer
+from runner.cache.layer import CacheLayer
 from runner.kernels import Kernels
 from runner.model.attention import Attention
 from runner.model.ffn import feed_forward

@@ -23,7 +23,6 @@ DIED = "200: an error was encountered while running the model: signal: SIGKILL (
 NO_ROOM = "500: memory layout cannot be allocated with num_gpu = 3: out of memory on sim0: 9 bytes asked, 1 bytes free"
 
 
-@pytest.mark.soak
 async def test_fifty_requests_with_kills_and_shrinking_devices(tmp_path: Path) -> None:
     report = await soak(tmp_path / "soak", seed=10, num_steps=50)
     assert report.problems == [], table(report)

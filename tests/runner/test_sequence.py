@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runner.cells import Table
+from runner.cache.cells import Table
 from runner.sequence import Batch, Sequence
 
 

@@ -16,7 +16,7 @@ from runner.protocol import DeviceLayers, LoadRequest, Operation
 from scheduler import estimate as module
 from scheduler.errors import ModelFileError
 from scheduler.estimate import Estimator
-from tools.check_estimate import compare
+from tools.check_estimate import Comparison, compare
 from tools.gguf_writer import Tensor, write_split_gguf
 from tools.make_gguf import RECIPES, SHAPES, write_model
 from tools.tiny_models import write_tiny_model
@@ -92,7 +92,9 @@ def test_estimate_and_fit_say_what_alloc_takes(architecture, tmp_path):
     found = list(compare(path, contexts=(100,)))
     assert len(found) == len(CACHE_TYPES) ** 2 * 2 * 5  # types of K and V, sequences, layouts
     assert [str(each) for each in found if not each.is_equal] == []
-    assert all(sum(each.taken) > 0 for each in found)
+    taken = [sum(each.taken) for each in found if isinstance(each, Comparison)]
+    assert min(taken) > 0
+    assert len(taken) >= 3 * 3 * 2 * 5  # quantized types are refused for heads that are no multiple of 32
 
 
 def test_estimate_and_fit_say_what_alloc_takes_for_the_demo_model(demo_model):

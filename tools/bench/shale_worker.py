@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from runner.embedding import EmbeddingJob
-from runner.engine import Engine
+from runner.engine.completion import Completion
+from runner.engine.embedding import EmbeddingJob
+from runner.engine.engine import Engine
+from runner.engine.work import Line
 from runner.kernels import KernelName, select
 from runner.load import LoadedModel, Loader
 from runner.protocol import CompletionRequest, EmbeddingRequest, LoadRequest, Operation, SamplingOptions, Status
-from runner.request import Completion
 from runner.sequence import Sequence as CacheSequence
-from runner.work import Line
 from tools.bench.measures import measure
 from tools.bench.worker import Request, Settings, Trace, serve
 

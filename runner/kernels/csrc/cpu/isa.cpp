@@ -18,6 +18,7 @@ namespace {
 
 struct Features {
   bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool is_amd = false;
 };
 
 constexpr bool bit(uint32_t word, int index) { return (word >> index & 1) != 0; }
@@ -39,6 +40,8 @@ bool request_tiles() {
 Features detect() {
   Features found;
   uint32_t eax, ebx, ecx, edx, leaf1_ecx;
+  constexpr uint32_t kAuth = 0x68747541;  // "Auth" of "AuthenticAMD"
+  found.is_amd = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == kAuth;
   if (!__get_cpuid(1, &eax, &ebx, &leaf1_ecx, &edx) || !bit(leaf1_ecx, 27)) return found;  // OSXSAVE
   uint32_t enabled, high;
   asm volatile("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
@@ -103,6 +106,8 @@ std::vector<std::string> available_isas() {
 }
 
 Isa active_isa() noexcept { return active().load(std::memory_order_relaxed); }
+
+int64_t prefetch_bytes() noexcept { return features().is_amd ? 8192 : 2048; }
 
 void set_isa(std::string_view name) {
   std::string known;

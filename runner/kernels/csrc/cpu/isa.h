@@ -13,6 +13,7 @@
 // run.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,6 +29,12 @@ std::vector<std::string> available_isas();
 
 // The best available one until set_isa is called.
 Isa active_isa() noexcept;
+
+// How far ahead of its reader a stream of weights is best asked for. Decode with one thread, share of the bandwidth of
+// reading alone, mean of Q4_0, Q8_0, Q4_K, Q6_K on an Intel server core: 0.89 with 1 KiB, 0.88 with 2 KiB, 0.71 with
+// 4 KiB. GB/s of one AMD Zen 5 core, Q4_K and Q6_K with one token: 33 and 31 with 2 KiB, 37 and 41 with 6 KiB, 45 and
+// 42 with 8 KiB, 42 and 38 with 12 KiB.
+int64_t prefetch_bytes() noexcept;
 
 // Throws std::invalid_argument that names the available ones. Not to be called while kernels run.
 void set_isa(std::string_view name);

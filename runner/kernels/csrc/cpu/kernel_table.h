@@ -30,7 +30,8 @@ constexpr int64_t num_padded_blocks(int64_t cols) { return (cols + 255) / 256 * 
 struct Product {
   const uint8_t* panels;  // packed weights, 64-byte aligned
   int64_t panel_bytes, rows, cols;
-  const Tile* tiles;  // for quantized types
+  int64_t prefetch_bytes;  // ahead of the reader that weights are asked for
+  const Tile* tiles;       // for quantized types
   int num_tiles;
   const float* x;                  // for float types
   int64_t first_token, end_token;  // the tiles' tokens; x, out and the tiles count from 0

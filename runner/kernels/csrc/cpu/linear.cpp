@@ -13,9 +13,11 @@
 namespace shale {
 namespace {
 
-// Up to this many tokens the direct form is as fast or faster (8: by a third; 16: even), because it computes while it
-// waits for memory.
-constexpr int64_t kDirectTokens = 16;
+// Up to this many tokens the direct form is as fast or faster, because it computes while it waits for memory. Cycles of
+// a Zen 5 core a token and a block of 32 columns x 16 rows that come from memory, direct and panel form: Q4_K 6.9 and
+// 10.7 for 16 tokens, 7.0 and 8.3 for 32, 7.2 and 7.5 for 48; Q6_K 7.7 and 11.3, 7.9 and 8.9, 8.1 and 8.1. With
+// AVX-VNNI 16 tokens take 15.0 and 15.9, 32 take 15.0 and 13.7; AVX2 alone lies between, and AMX is even at 16.
+constexpr int64_t kDirectTokens = 16, kDirectTokensAvx512 = 48;
 // Weights in one piece of a direct product: small enough to share the last pieces out evenly, large enough (some
 // microseconds) for the piece counter to cost nothing.
 constexpr int64_t kPieceBytes = 96 << 10;
@@ -175,6 +177,7 @@ Product product_of(const LinearTarget& target, const Piece& piece, const float* 
           .panel_bytes = stored_type(matrix.type).panel_bytes(matrix.cols),
           .rows = matrix.rows,
           .cols = matrix.cols,
+          .prefetch_bytes = prefetch_bytes(),
           .tiles = first,
           .num_tiles = piece.end_tile - piece.first_tile,
           .x = x,
@@ -189,7 +192,8 @@ Product product_of(const LinearTarget& target, const Piece& piece, const float* 
 void linear(const float* x, int64_t num_tokens, int64_t cols, const std::vector<LinearTarget>& targets,
             LinearForm form) {
   if (num_tokens == 0 || targets.empty()) return;
-  const bool is_direct = form == LinearForm::automatic ? num_tokens <= kDirectTokens : form == LinearForm::direct;
+  const int64_t most = active_isa() == Isa::avx512vnni ? kDirectTokensAvx512 : kDirectTokens;
+  const bool is_direct = form == LinearForm::automatic ? num_tokens <= most : form == LinearForm::direct;
   const FormTable& kernels = active_kernels(is_direct);
   Workspace& space = workspace();
   plan_tiles(num_tokens, kernels.widths, space.tiles);

@@ -41,7 +41,7 @@ void multiply_float_tile(const Product& product, int64_t panel, int64_t token) {
   };
   int64_t c = 0;
   for (; c + 4 <= product.cols; c += 4) {
-    prefetch_ahead<4 * kColumnBytes>(w + c * kColumnBytes);
+    prefetch<4 * kColumnBytes>(w + c * kColumnBytes + product.prefetch_bytes);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) add_column(j, c + j);
   }

@@ -49,13 +49,13 @@ struct Pass {
 
 // kSigned: codes without their offset, as int8.
 template <class V, class Q, bool kSigned = false>
-void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales>& pass) {
+void unpack_panel(const uint8_t* panel, int64_t prefetch_bytes, int i, const Pass<Q::scales>& pass) {
   constexpr int kUnitScales = Q::unit_blocks * Q::scales, kPlaneBytes = plane_bytes(Q::planes);
   uint8_t* codes = pass.panel_codes(i);
   float *scale = pass.panel_scale(i), *minimum = pass.panel_minimum(i);
   panel += pass.first_block / Q::unit_blocks * Q::unit_bytes;
   for (int64_t b = 0; b < pass.num_blocks; b += Q::unit_blocks, panel += Q::unit_bytes) {
-    prefetch_ahead<Q::header>(panel);
+    prefetch<Q::header>(panel + prefetch_bytes);
     const UnitScales<V, Q> scales(panel);
     for (int s = 0; s < kUnitScales; ++s, scale += kPanelRows, minimum += kPanelRows) {
       V::store(scale, scales.scale(s));
@@ -64,7 +64,7 @@ void unpack_panel(const uint8_t* panel, int i, const Pass<Q::scales>& pass) {
 #pragma GCC unroll 1
     for (int j = 0; j < Q::unit_blocks; ++j, codes += 8 * kLine) {
       const uint8_t* planes = panel + Q::header + j * kPlaneBytes;
-      prefetch_ahead<kPlaneBytes>(planes);
+      prefetch<kPlaneBytes>(planes + prefetch_bytes);
       typename V::Bytes w[8];
       read_block<V, Q>(planes, w);
       if constexpr (kSigned && Q::offset_log2 != kNoOffset) {
@@ -189,7 +189,7 @@ void multiply_pass(const Product& product, const Pass<F::scales>& pass, int64_t 
   }
 }
 
-// Unpacks the panels [begin, end) pass by pass: unpack(panel, i, pass) for each of them, then
+// Unpacks the panels [begin, end) pass by pass: unpack(panel, prefetch_bytes, i, pass) for each of them, then
 // multiply(pass, panel, num_panels).
 template <class Q, class Unpack, class MultiplyPass>
 inline void for_each_pass(const Product& product, int64_t begin, int64_t end, uint8_t* scratch, Unpack&& unpack,
@@ -205,7 +205,9 @@ inline void for_each_pass(const Product& product, int64_t begin, int64_t end, ui
       pass.num_blocks = num_blocks - b < kBlocksPerPass ? num_blocks - b : kBlocksPerPass;
       pass.is_first = b == 0;
       pass.is_last = b + pass.num_blocks == num_blocks;
-      for (int i = 0; i < num_panels; ++i) unpack(product.panels + (panel + i) * product.panel_bytes, i, pass);
+      for (int i = 0; i < num_panels; ++i) {
+        unpack(product.panels + (panel + i) * product.panel_bytes, product.prefetch_bytes, i, pass);
+      }
       multiply(pass, panel, num_panels);
     }
   }

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runner.kv_cache import CacheFullError, KVCache
-from tests.runner.cache_fakes import Bench
+from runner.cache.kv_cache import CacheFullError, KVCache
+from tests.runner.cache.fakes import Bench
 
 
 def tokens(start: int, count: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runner.durations import BOUNDS_S, Durations
+from runner.engine.durations import BOUNDS_S, Durations
 
 
 def test_a_duration_on_a_bound_belongs_to_it_and_the_longest_to_none() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.engine.completion import RequestError, fit_prompt
 from runner.protocol import SamplingOptions
-from runner.request import RequestError, fit_prompt
-from tests.runner.engine_fakes import Desk
+from tests.runner.engine.fakes import Desk
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.sequence import Batch
-from tests.runner.engine_fakes import NUM_VOCAB, Asked, Desk, alphabet
+from tests.runner.engine.fakes import NUM_VOCAB, Asked, Desk, alphabet
 
 
 def test_tokens_come_one_a_step_and_the_final_line_counts_them() -> None:

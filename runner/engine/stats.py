@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.durations import Durations
+from runner.engine.durations import Durations
 from runner.protocol import CacheStats, RunnerStats
 
 

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from runner.completion_lane import CompletionLane
+from runner.cache.kv_cache import CacheFullError
 from runner.devices.base import OutOfMemoryError
-from runner.embedding import EmbeddingJob
-from runner.embedding_lane import EmbeddingLane
-from runner.engine_stats import EngineStats
-from runner.kv_cache import CacheFullError
+from runner.engine.completion import Completion
+from runner.engine.completion_lane import CompletionLane
+from runner.engine.embedding import EmbeddingJob
+from runner.engine.embedding_lane import EmbeddingLane
+from runner.engine.stats import EngineStats
+from runner.engine.work import Line, Work, sentence
 from runner.protocol import CacheSize, RunnerStats
-from runner.request import Completion
-from runner.work import Line, Work, sentence
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel

@@ -6,10 +6,10 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from runner.embedding import EmbeddingInput, EmbeddingJob
-from runner.kv_cache import CacheFullError
+from runner.cache.kv_cache import CacheFullError
+from runner.engine.embedding import EmbeddingInput, EmbeddingJob
+from runner.engine.work import Line, Tell, cancelled, sentence
 from runner.sequence import Batch, Sequence
-from runner.work import Line, Tell, cancelled, sentence
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel

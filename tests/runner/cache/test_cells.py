@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runner.cells import MAX_EXTENTS_PER_PLACEMENT, CellPool, Extent, Move, Table, cells_of, moves_of
+from runner.cache.cells import MAX_EXTENTS_PER_PLACEMENT, CellPool, Extent, Move, Table, cells_of, moves_of
 
 NUM_CTX = 40
 

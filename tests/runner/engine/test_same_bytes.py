@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.engine import Engine
+from runner.engine.completion import Completion
+from runner.engine.engine import Engine
 from runner.kernels import Kernels
 from runner.load import LoadedModel
 from runner.protocol import CompletionRequest, SamplingOptions
-from runner.request import Completion
 from tests.runner.loading import load
 
 NUM_CTX = 80

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from runner.kv_cache import KVCache
+from runner.cache.kv_cache import KVCache
 from runner.sequence import Batch, Int32Array, Sequence
 
 KEY_BYTES = 34  # as a block of Q8_0

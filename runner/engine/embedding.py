@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.engine.completion import RequestError, check_ids
+from runner.engine.work import Line
 from runner.protocol import EmbeddingRequest
-from runner.request import RequestError, check_ids
-from runner.work import Line
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.batching import NUM_MIXED_STEPS, SMALLEST_CHUNK, ChunkBudget, fair_shares
+from runner.engine.batching import NUM_MIXED_STEPS, SMALLEST_CHUNK, ChunkBudget, fair_shares
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from runner.cache_layer import CacheLayer
-from runner.cache_moves import execute
-from runner.cells import CellPool, Move, Table
+from runner.cache.cells import CellPool, Move, Table
+from runner.cache.layer import CacheLayer
+from runner.cache.moves import execute
 from runner.sequence import Sequence
 
 Runs = Seq[tuple[Sequence, int]]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.cells import Table
-from runner.prefixes import Prefixes, can_resume, num_common
+from runner.cache.cells import Table
+from runner.cache.prefixes import Prefixes, can_resume, num_common
 from runner.sequence import Sequence
 
 TOKENS = st.lists(st.integers(0, 2), max_size=8)

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 
-from runner.cells import Int32Array, Move, cells_of
+from runner.cache.cells import Int32Array, Move, cells_of
 
 ByteArray = npt.NDArray[np.uint8]
 

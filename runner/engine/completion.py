@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runner.engine.work import Line
 from runner.output import Output, Released
 from runner.protocol import CompletionRequest, SamplingOptions
 from runner.random import fresh_seed, uniform
 from runner.sampling import Floats, LogProbabilities, RecentTokens, Selection, has_penalties, log_probabilities, sample
 from runner.sequence import Int32Array
-from runner.work import Line
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel

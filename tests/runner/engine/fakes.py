@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.embedding import EmbeddingJob
-from runner.engine import Engine
-from runner.kv_cache import KVCache
+from runner.cache.kv_cache import KVCache
+from runner.engine.completion import Completion
+from runner.engine.embedding import EmbeddingJob
+from runner.engine.engine import Engine
+from runner.engine.work import Line
 from runner.protocol import CompletionRequest, EmbeddingRequest, LoadRequest, Operation, SamplingOptions
-from runner.request import Completion
 from runner.sequence import Batch, Int32Array
 from runner.tokenizer.detokenizer import StreamDetokenizer
-from runner.work import Line
-from tests.runner.cache_fakes import layer
+from tests.runner.cache.fakes import layer
 
 NUM_VOCAB = 300  # the bytes, and more rows than there are tokens
 END = ord("{")  # follows "z"

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.cache_moves import LONG_MOVE, execute
-from runner.cells import Move
+from runner.cache.cells import Move
+from runner.cache.moves import LONG_MOVE, execute
 
 
 def tensor(num_cells: int, cell_bytes: int) -> np.ndarray:

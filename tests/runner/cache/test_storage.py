@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner import cache_storage
-from runner.cache_storage import CacheStorage
+from runner.cache import storage as cache_storage
+from runner.cache.storage import CacheStorage
 from runner.devices.base import OutOfMemoryError
 from runner.devices.cpu import CpuDevice
 from runner.devices.sim import SimDevice

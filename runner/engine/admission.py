@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from runner.kv_cache import KVCache
-from runner.prefixes import num_common
-from runner.request import Completion
+from runner.cache.kv_cache import KVCache
+from runner.cache.prefixes import num_common
+from runner.engine.completion import Completion
 from runner.sequence import Int32Array
 
 MIN_SAVED_TOKENS = 32

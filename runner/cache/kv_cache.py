@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from runner.cache_kind import CacheKind, Runs
-from runner.cache_layer import CacheLayer as CacheLayer
-from runner.cells import CellPool, Table
-from runner.prefixes import MAX_PREFIXES, Prefixes
+from runner.cache.cells import CellPool, Table
+from runner.cache.kind import CacheKind, Runs
+from runner.cache.layer import CacheLayer as CacheLayer
+from runner.cache.prefixes import MAX_PREFIXES, Prefixes
 from runner.protocol import CacheSize, CacheStats
 from runner.sequence import NO_CELLS, Int32Array, Sequence
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from runner.cache_layer import CacheLayer
-from runner.cache_moves import MOVE_CHUNK_BYTES
+from runner.cache.layer import CacheLayer
+from runner.cache.moves import MOVE_CHUNK_BYTES
 from runner.cache_types import cache_row_bytes
 from runner.devices.base import Bytes, Device, OutOfMemoryError
 from runner.footprint import DeviceName, cells_per_sequence

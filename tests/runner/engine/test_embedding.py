@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.request import RequestError
+from runner.engine.completion import RequestError
 from runner.sequence import Batch
-from tests.runner.engine_fakes import Desk
+from tests.runner.engine.fakes import Desk
 
 
 def vectors(asked: Any) -> list[list[float]]:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from runner.admission import Admission
-from runner.batching import SMALLEST_CHUNK, ChunkBudget, fair_shares
-from runner.engine_stats import EngineStats
-from runner.kv_cache import CacheFullError
-from runner.request import Completion
+from runner.cache.kv_cache import CacheFullError
+from runner.engine.admission import Admission
+from runner.engine.batching import SMALLEST_CHUNK, ChunkBudget, fair_shares
+from runner.engine.completion import Completion
+from runner.engine.stats import EngineStats
+from runner.engine.work import Line, Tell, cancelled, sentence
 from runner.sampling import BrokenLogitsError, Floats
 from runner.sequence import Batch, Int32Array, Output
-from runner.work import Line, Tell, cancelled, sentence
 
 if TYPE_CHECKING:
     from runner.load import LoadedModel

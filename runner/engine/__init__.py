@@ -1,0 +1,1 @@
+"""What steps a loaded model for everybody who asks: admission, batches, answers."""
