@@ -21,15 +21,19 @@ MIN_ROTATED = 64
 """Values of the smallest block that is rotated."""
 
 
+class CacheTypeError(ValueError):
+    """A type of which the model's heads are no whole number of blocks."""
+
+
 def cache_row_bytes(type_name: str, num_heads: int, length: int) -> int:
     """Bytes of one cell of one layer: ``num_heads`` heads of ``length`` values.
 
     Raises:
-        ValueError: the length is no whole number of the type's blocks; the message names both.
+        CacheTypeError: the length is no whole number of the type's blocks; the message names both.
     """
     type_ = CACHE_TYPES[type_name]
     if length % type_.block_size:
-        raise ValueError(
+        raise CacheTypeError(
             f"a cache of type {type_name} needs heads of a multiple of {type_.block_size} values, found {length}"
         )
     return num_heads * (length // type_.block_size) * type_.type_size

@@ -36,16 +36,13 @@ def cache_bytes(spec: ModelSpec, request: LoadRequest, layer: int) -> tuple[int,
     """Bytes of one layer's keys and of its values.
 
     Raises:
-        ModelError: the model's heads cannot be stored in a type that the request asks for.
+        CacheTypeError: the model's heads cannot be stored in a type that the request asks for.
     """
     cells = cells_per_sequence(spec, request, layer) * request.num_parallel
     if not cells:
         return 0, 0
-    try:
-        keys = cache_row_bytes(request.key_cache_type, spec.num_kv_heads, spec.key_length)
-        values = cache_row_bytes(request.value_cache_type, spec.num_kv_heads, spec.value_length)
-    except ValueError as error:
-        raise ModelError(str(error)) from error
+    keys = cache_row_bytes(request.key_cache_type, spec.num_kv_heads, spec.key_length)
+    values = cache_row_bytes(request.value_cache_type, spec.num_kv_heads, spec.value_length)
     return aligned(cells * keys), aligned(cells * values)
 
 
@@ -170,7 +167,8 @@ def footprint(gguf: GGUFFile, request: LoadRequest, devices: Sequence[DeviceName
     ``devices`` are those beside the CPU; each has an entry in the result, whether the layout uses it or not.
 
     Raises:
-        ModelError: the file is not a model that can run, or the layout or the type of the KV cache is not one for this
+        CacheTypeError: the model's heads cannot be stored so.
+        ModelError: the file is not a model that can run, or the layout is not one for this
             model and these devices.
     """
     return footprint_of(outline(gguf), request, devices)
@@ -179,7 +177,7 @@ def footprint(gguf: GGUFFile, request: LoadRequest, devices: Sequence[DeviceName
 def footprint_of(model: Outline, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
     """``footprint`` of a file that was read before.
 
-    Raises ModelError for a layout that cannot be, and for a KV cache type that the model's heads do not allow."""
+    Raises ModelError for a layout that cannot be, CacheTypeError for a type that the model's heads do not allow."""
     spec = model.spec
     chosen = places(spec, request.layout)
     unknown = {device.id for device in chosen} - {device.id for device in (CPU, *devices)}

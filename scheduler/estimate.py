@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from runner.cache_types import CacheTypeError
 from runner.footprint import DeviceName, Outline, footprint_of, outline
 from runner.gguf import GGUFFile, open_gguf
 from runner.protocol import LoadRequest, Memory
-from scheduler.errors import ModelFileError
+from scheduler.errors import ModelFileError, SettingsError
 from scheduler.gpu import GPU
 from scheduler.options import ModelHeader
 
@@ -67,13 +68,16 @@ class Estimator:
     def memory(self, path: Path, request: LoadRequest, devices: Sequence[DeviceName] = ()) -> Memory:
         """What the model takes on the CPU and on ``devices`` when it is loaded as ``request`` says.
 
-        Raises ModelFileError, also for a layout that cannot be.
+        Raises ModelFileError, also for a layout that cannot be; SettingsError for a type of the KV cache that does not
+        go with the model's heads.
         """
         found = self._look(path).outline
         if isinstance(found, str):
             raise ModelFileError(found)
         try:
             return footprint_of(found, request, devices)
+        except CacheTypeError as error:
+            raise SettingsError(f"kv_cache_type: {error}") from error
         except ValueError as error:
             raise _refusal(error) from error
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from scheduler.devices import Machine
 from scheduler.errors import SettingsError
 from scheduler.gpu import GPU
@@ -17,17 +15,16 @@ NAME = "GPU of the plan"
 MAX_DEVICES = 64
 
 
-def hypothetical_machine(devices: str | None, system_memory: str | None, real: Callable[[], Machine]) -> Machine:
-    """A machine with these devices and this much host memory; what is None is as on the ``real`` one, now.
+def hypothetical_machine(devices: str | None, system_memory: str | None, real: Machine) -> Machine:
+    """A machine with these devices and this much host memory; what is None is as on the ``real`` one.
 
     Raises SettingsError.
     """
-    machine = real()
-    system = machine.system
+    system = real.system
     if system_memory is not None:
         num_bytes = _size(system_memory, "system_memory")
         system = SystemMemory(total_bytes=num_bytes, free_bytes=num_bytes, swap_bytes=0)
-    return Machine(system, machine.gpus if devices is None else parse_hypothetical(devices))
+    return Machine(system, real.gpus if devices is None else parse_hypothetical(devices))
 
 
 def parse_hypothetical(text: str) -> tuple[GPU, ...]:

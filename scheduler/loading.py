@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +43,13 @@ class AbandonedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What loads work with. ``machine`` is called on threads."""
+    """What loads work with."""
 
     settings: SchedulerSettings
     spawn: Spawn
     clock: Clock
     estimates: Estimates
-    machine: Callable[[], Machine]
+    machine: Callable[[], Awaitable[Machine]]
     observer: Observer
 
 
@@ -151,7 +151,7 @@ class Loads:
         )
 
     async def _case(self, resident: Resident, options: LoadOptions) -> Case:
-        machine = await asyncio.to_thread(self._workshop.machine)
+        machine = await self._workshop.machine()
         held = total(bytes_of(r.memory) for r in self._others(resident) if r.memory is not None)
         return Case(resident.model.path, options, self._workshop.settings, less_promised(machine, held))
 
@@ -207,13 +207,13 @@ class Loads:
         for resident in leaving:
             await resident.gone.wait()
         workshop = self._workshop
-        await freed_memory_appears(lambda: asyncio.to_thread(workshop.machine), before, held, workshop.clock)
+        await freed_memory_appears(workshop.machine, before, held, workshop.clock)
 
     async def _evict_idle(self, resident: Resident) -> bool:
         """False: there is nobody to unload."""
         idle = [other for other in self._others(resident) if _rank(other) <= Rank.IDLE]
         await self._stop(resident)
-        before = await asyncio.to_thread(self._workshop.machine)
+        before = await self._workshop.machine()
         still_idle = [other for other in idle if self._can_go(other, Rank.IDLE)]
         await self._make_room(still_idle, Eviction.MEMORY, before)
         return bool(idle)

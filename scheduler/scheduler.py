@@ -31,8 +31,10 @@ from scheduler.errors import (
 )
 from scheduler.estimate import Estimates, Estimator
 from scheduler.events import Eviction, NoObserver, Observer, Unload
+from scheduler.gpu import GPU
 from scheduler.keep_alive import FOREVER_S
 from scheduler.loading import AbandonedError, Loads, Workshop
+from scheduler.lookout import Lookout
 from scheduler.options import LoadOptions, ModelFile, merge, must_be_on_gpu, needs_reload, resolve
 from scheduler.plan import Plan, make_plan
 from scheduler.rehearsal import Case
@@ -69,7 +71,7 @@ class Scheduler:
         self._settings = settings or SchedulerSettings()
         self.devices = Devices(self._settings.devices, self._settings.sim_ledger)
         self._settings = replace(self._settings, sim_ledger=self.devices.sim_ledger)  # for the runners
-        self._machine = machine or self.devices.machine
+        self._lookout = Lookout(machine or self.devices.machine)
         self._spawn = spawn
         self._clock = clock or SystemClock()
         self._estimates = estimates or Estimator()
@@ -83,7 +85,7 @@ class Scheduler:
                 spawn=lambda *arguments: self._spawn(*arguments),
                 clock=self._clock,
                 estimates=self._estimates,
-                machine=lambda: self._machine(),
+                machine=self._lookout.machine,
                 observer=self._observer,
             ),
             self._residents,
@@ -133,9 +135,13 @@ class Scheduler:
         """Every model that is loading, loaded or stopping, the one that stays longest first."""
         return sorted((r.describe() for r in self._residents.values()), key=lambda each: each.expires_at, reverse=True)
 
-    def machine(self) -> Machine:
-        """What the machine has at this moment. Asks drivers and the kernel: call it on a thread."""
-        return self._machine()
+    async def machine(self) -> Machine:
+        """What layers can be placed on at this moment."""
+        return await self._lookout.machine()
+
+    async def gpus(self) -> tuple[GPU, ...]:
+        """Every device beside the CPU, usable or not."""
+        return await self._lookout.ask(self.devices.gpus)
 
     async def plan(self, model: ModelFile, options: LoadOptions, machine: Machine | None = None) -> Plan:
         """What loading the model would come to, on ``machine`` or on this one as it is.
@@ -143,7 +149,7 @@ class Scheduler:
         Raises what loading would: SettingsError, ModelFileError, LayoutError, LayoutNotAllocatedError.
         """
         if machine is None:
-            machine = await asyncio.to_thread(self._machine)
+            machine = await self.machine()
         case = Case(model.path, options, self._settings, machine)
         return await asyncio.to_thread(make_plan, self._estimates, case)
 
@@ -162,6 +168,7 @@ class Scheduler:
         for resident in list(self._residents.values()):  # their loads were cancelled before they began
             self._forget(resident, ShuttingDownError())
         self.devices.close()
+        self._lookout.close()
 
     # ---- entering and leaving ------------------------------------------------------------------
 

@@ -37,8 +37,8 @@ FLOORS = {
          "scheduler.keep_alive", "scheduler.kv_cache_type"),
         ("scheduler.gpu", "scheduler.system_memory", "scheduler.oom_kills", "scheduler.sim", "scheduler.nvml",
          "scheduler.visible_gpus", "scheduler.cuda_child", "scheduler.cuda_probe", "scheduler.devices",
-         "scheduler.reservations", "scheduler.eviction", "scheduler.freed_memory", "scheduler.hypothetical",
-         "scheduler.options", "scheduler.report", "scheduler.estimate"),
+         "scheduler.lookout", "scheduler.reservations", "scheduler.eviction", "scheduler.freed_memory",
+         "scheduler.hypothetical", "scheduler.options", "scheduler.report", "scheduler.estimate"),
         ("scheduler.layout", "scheduler.process", "scheduler.client", "scheduler.spawn"),
         ("scheduler.load", "scheduler.resident", "scheduler.stats", "scheduler.bring_up", "scheduler.rehearsal",
          "scheduler.plan", "scheduler.placement", "scheduler.loading"),
@@ -70,7 +70,15 @@ PACKAGES = tuple(FLOORS)
 # What scheduler and server may import of the runner: the wire, the readers of a file's header, and (for where it lies)
 # the empty package itself.
 OPEN_TO_ALL = frozenset(
-    {"runner", "runner.protocol", "runner.gguf", "runner.ggml_types", "runner.footprint", "runner.sim_ledger"}
+    {
+        "runner",
+        "runner.protocol",
+        "runner.gguf",
+        "runner.ggml_types",
+        "runner.cache_types",
+        "runner.footprint",
+        "runner.sim_ledger",
+    }
 )
 
 # package → the other packages it may import from

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runner.cache_types import CACHE_TYPES  # noqa: E402
+from runner.cache_types import CACHE_TYPES, CacheTypeError  # noqa: E402
 from runner.devices.base import Bytes  # noqa: E402
 from runner.devices.cpu import CpuDevice  # noqa: E402
 from runner.devices.sim import SimDevice  # noqa: E402
@@ -31,7 +31,7 @@ from runner.load import Loader  # noqa: E402
 from runner.model.spec import ModelError  # noqa: E402
 from runner.protocol import DeviceLayers, Layout, LoadRequest, Memory, Operation  # noqa: E402
 from runner.sim_ledger import SimLedger  # noqa: E402
-from scheduler.errors import ModelFileError  # noqa: E402
+from scheduler.errors import ModelFileError, SettingsError  # noqa: E402
 from scheduler.estimate import Estimator, device_names  # noqa: E402
 from scheduler.sim import sim_gpu, sim_id  # noqa: E402
 
@@ -107,8 +107,8 @@ class Refusal:
 def refusal(ask: Callable[[], object]) -> str:
     try:
         ask()
-    except (ModelFileError, ModelError) as error:
-        return str(error).removeprefix("unable to load model: ")
+    except (ModelFileError, SettingsError, ModelError, CacheTypeError) as error:
+        return str(error).removeprefix("unable to load model: ").removeprefix("kv_cache_type: ")
     return ""
 
 

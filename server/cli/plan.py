@@ -47,7 +47,7 @@ def plan_file(path: Path, body: PlanRequest) -> dict[str, Any]:
     try:
         devices = Devices(settings.devices)
         try:
-            machine = hypothetical_machine(body.devices, body.system_memory, devices.machine)
+            machine = hypothetical_machine(body.devices, body.system_memory, devices.machine())
             return plan_answer(path.name, options, make_plan(Estimator(), Case(path, options, settings, machine)))
         finally:
             devices.close()

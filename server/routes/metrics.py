@@ -18,9 +18,7 @@ router = APIRouter()
 async def metrics(request: Request) -> Response:
     """Text of Prometheus or OpenMetrics, as the Accept header asks."""
     service = service_of(request)
-    machine, answers = await asyncio.gather(
-        asyncio.to_thread(service.scheduler.machine), poll(service.scheduler.residents())
-    )
+    machine, answers = await asyncio.gather(service.scheduler.machine(), poll(service.scheduler.residents()))
     for model, answer in answers.items():
         service.metrics.scraped(model, answer is not None)
     stats = {model: answer for model, answer in answers.items() if answer is not None}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +150,27 @@ def test_the_server_removes_the_ledger_it_made(
     finally:
         server.stop()
     assert list(tmp_path.glob("shale-sim-*")) == []
+
+
+@contextmanager
+def held_up(server: Server, device: str) -> Iterator[None]:
+    """Nobody gets an answer about this device meanwhile: the lock of its ledger is taken."""
+    with (Path(server.environment["SHALE_SIM_LEDGER"]) / f"{device}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_devices_that_do_not_answer_hold_up_nobody_else(split_server: Server) -> None:
+    """As a driver that hangs would: who asks for devices waits, who uses a loaded model does not."""
+    options = {"num_ctx": 256, "num_batch": 64}
+    generate(split_server, **options)
+    with ThreadPoolExecutor(20) as threads:
+        with held_up(split_server, "sim0"):
+            urls = [split_server.url + path for path in ("/metrics", "/api/devices") * 10]
+            asking = [threads.submit(httpx.get, url, timeout=30, trust_env=False) for url in urls]
+            time.sleep(0.5)
+            for _ in range(3):
+                assert generate(split_server, **options)["done"]
+                assert get(split_server, "/api/ps")["models"][0]["state"] == "ready"
+            assert not any(each.done() for each in asking)
+        assert [each.result().status_code for each in asking] == [200] * 20

@@ -209,6 +209,11 @@ def test_every_type_of_cache_answers(client: ollama.Client, types: Any) -> None:
             "field 'format' (structured output) is not supported yet",
         ),
         (lambda c: c.chat(DEMO, messages=[], think=True), 400, '"shale-demo" does not support thinking'),
+        (
+            lambda c: c.generate("tiny/llama", "x", options={"kv_cache_type": "q8_0"}),
+            400,
+            "kv_cache_type: a cache of type q8_0 needs heads of a multiple of 32 values, found 16",
+        ),
         (lambda c: c.generate(DEMO, "x", options={"kv_cache_type": "q9"}), 400, "kv_cache_type must be one of f16,"),
         (lambda c: c.generate(DEMO, "x", options={"top_p": 2.0}), 400, 'option "top_p" should be less than or equal'),
     ],

@@ -34,9 +34,9 @@ def test_what_is_not_understood(text):
 
 
 def test_what_is_not_given_is_the_real_machine_s():
-    assert hypothetical_machine(None, None, lambda: REAL) == REAL
-    assert hypothetical_machine("cpu", None, lambda: REAL) == Machine(REAL.system)
-    thought = hypothetical_machine(None, "64GiB", lambda: REAL)
+    assert hypothetical_machine(None, None, REAL) == REAL
+    assert hypothetical_machine("cpu", None, REAL) == Machine(REAL.system)
+    thought = hypothetical_machine(None, "64GiB", REAL)
     assert thought == Machine(SystemMemory(64 * GIB, 64 * GIB, 0), REAL.gpus)
     with pytest.raises(SettingsError, match=r"^system_memory: size '64GB' is not understood"):
-        hypothetical_machine(None, "64GB", lambda: REAL)
+        hypothetical_machine(None, "64GB", REAL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 
 import pytest
 
@@ -32,6 +33,12 @@ class Storm:
         self.random = random.Random(seed)
         world.sizes.update(SIZES)
         self._spawn, world.scheduler._spawn = world.scheduler._spawn, self.spawn
+        self._header, world.header = world.header, self.header
+
+    def header(self, path):
+        """On a thread, in the middle of decisions: much happens meanwhile."""
+        time.sleep(self.random.uniform(0, LONGEST_S / 2))
+        return self._header(path)
 
     async def spawn(self, *arguments):
         """A runner that takes its time, and refuses what the devices do not have."""
@@ -70,7 +77,8 @@ class Storm:
         await self.pause()
         with contextlib.suppress(SchedulerError, TimeoutError):
             if self.random.random() < 0.15:
-                return await self.world.scheduler.unload(self.world.model(name))
+                await self.world.scheduler.unload(self.world.model(name))
+                return
             async with asyncio.timeout(choose([None, None, None, LONGEST_S, LONGEST_S * 4])):
                 async with self.world.scheduler.acquire(self.world.model(name), options, keep_alive_s) as running:
                     assert running.model.name == name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -25,7 +24,7 @@ LOADED_NOTE = "the model is loaded now; this is a plan for what is free beside i
 async def devices(request: Request) -> Response:
     """Every device, also those that cannot be used, with the reason."""
     scheduler = service_of(request).scheduler
-    return json_response({"devices": await watched(request, asyncio.to_thread(_devices, scheduler))})
+    return json_response({"devices": await watched(request, _devices(scheduler))})
 
 
 @router.post("/api/plan")
@@ -35,7 +34,9 @@ async def plan(request: Request) -> Response:
     body = await read_request(request, PlanRequest)
     entry = await service.find(body.model)
     options = LoadOptions(**body.loading)
-    machine = await asyncio.to_thread(hypothetical_machine, body.devices, body.system_memory, service.scheduler.machine)
+    machine = hypothetical_machine(
+        body.devices, body.system_memory, await watched(request, service.scheduler.machine())
+    )
     found = await watched(request, service.scheduler.plan(model_file(entry), options, machine))
     answer = plan_answer(entry.name, options, found)
     is_loaded = any(each.model.path == entry.path for each in service.scheduler.running())
@@ -44,5 +45,6 @@ async def plan(request: Request) -> Response:
     return json_response(answer)
 
 
-def _devices(scheduler: Scheduler) -> list[dict[str, Any]]:
-    return device_list(scheduler.machine().system, scheduler.devices.gpus())
+async def _devices(scheduler: Scheduler) -> list[dict[str, Any]]:
+    machine = await scheduler.machine()
+    return device_list(machine.system, await scheduler.gpus())
