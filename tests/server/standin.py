@@ -109,7 +109,7 @@ class StandInScheduler:
         ready = [ModelState(r.model, "ready", 1.0, r.expires_at, r.num_ctx, r) for r in self.running()]
         return [*ready, *self.loading]
 
-    def machine(self) -> Machine:
+    async def machine(self) -> Machine:
         return Machine(SystemMemory(total_bytes=1000, free_bytes=600, swap_bytes=0))
 
     def _running(self, model: ModelFile) -> SimpleNamespace:

@@ -94,3 +94,11 @@ def test_what_is_refused(planner: Any, body: dict[str, Any], status: int, messag
     answer = planner.post("/api/plan", body)
     assert answer.status_code == status
     assert answer.json()["error"].startswith(message)
+
+
+def test_a_plan_that_must_be_on_gpus_ends_as_its_load_would(planner: Any) -> None:
+    asked = {"model": "demo", "num_ctx": 512, "devices": "sim:2MiB", "options": {"fail_if_not_gpu": True}}
+    answer = planner.post("/api/plan", asked)
+    assert answer.status_code == 500
+    assert answer.json()["error"].startswith("fail_if_not_gpu: 0 of 7 layers fit, ")
+    assert planner.post("/api/plan", {**asked, "devices": "sim:64MiB"}).json()["fits_wholly"] is True

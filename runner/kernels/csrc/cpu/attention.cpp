@@ -12,9 +12,10 @@
 namespace shale {
 namespace {
 
-// Query vectors (rows x heads of a group) that share one transposed tile of keys. More amortise the transposition
-// better, until queries, scores and sums leave the L2 cache: 128 vectors of 64 take 130 KiB.
-constexpr int64_t kBlockFloats = 8192;
+// Query vectors (rows x heads of a group) that share one copy of a tile. More amortise the copy better, until queries,
+// scores and sums leave the L2 cache: 256 vectors of 64 take 260 KiB. (512 rows, GFLOPS: 8192 floats 169 and 187 for
+// heads of 64 and 128, 16384: 175 and 194, 32768: 172 and 182.)
+constexpr int64_t kBlockFloats = 16384;
 // Below this many multiply-adds the whole call takes less than about 5 us, what waking a thread costs.
 constexpr int64_t kMinParallelProducts = 1 << 18;
 // A block with at most this many query vectors for each key-value head waits for memory rather than for arithmetic.

@@ -1,33 +1,30 @@
 // Attention of one span (attention.h): softmax(softcap(q k^T scale)) v over the positions that each row sees.
 //
-// Layout: as AttentionTask says; no alignment needed. Work goes tile by tile (64 positions): the tile's keys are
-// transposed once to float [key_length][64], its values widened once to float [64][value_stride]; both serve every
-// query vector of the span, that is all heads of the group times all rows. Bytes: each key and value of the cache is
-// read once per span. Operations: 2 (key_length + value_length) a query vector and position, and an exponential.
+// Layout: as AttentionTask says; no alignment needed. Work goes tile by tile (64 positions), head by head. Where few
+// query vectors see a tile, keys and values are widened in registers as they are read from the cells; otherwise once
+// for all, to float in scratch memory. Bytes: each key and value of the cache is read once per span. Operations:
+// 2 (key_length + value_length) a query vector and position, and an exponential.
 //
-// Rounding: a score is a chain of fused multiply-adds ascending over the key's dimension, in the lane of its position,
-// then times scale, then the cap. Each tile: maximum of its visible scores; weights e^(score - running maximum); their
-// sum as (v0 + v1) + (v2 + v3) over the tile's four vectors, lanes as a tree; sums = sums * e^(old - new maximum); then
-// a chain of fused multiply-adds ascending over the visible positions. A row's operations depend on what the row sees
-// and on nothing else in the call.
+// Rounding: scores and sums as attention_products.h says; a score that is capped is multiplied by scale first. Each
+// tile: maximum of its visible scores; weights e^(score * scale - running maximum), fused; their sum as (v0 + v1) + (v2
+// + v3) over the tile's four vectors, lanes as a tree; sums = sums * e^(old - new maximum); then the visible values. A
+// row's operations depend on what the row sees and on nothing else in the call.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "attention.h"
+#include "attention_ahead.h"
 #include "attention_merge.h"
-#include "cache_rows.h"
+#include "attention_products.h"
+#include "attention_sources.h"
 #include "register_tile.h"
 #include "vector_math.h"
 
 namespace shale {
 
 inline constexpr int64_t kTileVectors = kTile / 16;
-// Dimensions or positions of work between two calls of fetch_ahead.
-inline constexpr int kAheadStep = 8;
-// Into the L2 cache: the rows of a head lie a power of two apart, so they would evict one another from the L1 cache.
-inline constexpr int kAheadLocality = 2;
 inline constexpr float kInfinity = __builtin_inff();
 
 // V is the instruction set's vector.
@@ -40,16 +37,17 @@ class SpanAttention {
         group_(task.group),
         queries_per_head_(span.num_rows * group_),
         num_queries_(queries_per_head_ * span.num_kv_heads),
-        key_padded_((task.key_length + 15) / 16 * 16),
+        key_padded_((task.key_length + kKeyPad - 1) / kKeyPad * kKeyPad),
         value_stride_(task.value_stride),
         cells_(task.cells + task.rows[3 * span.first_row]),
-        ahead_lines_(lines_ahead(task)) {
+        ahead_(task, span, cells_, num_ahead_calls()) {
     float* memory = attention_scratch(scratch_floats());
     const auto take = [&memory](int64_t n) {
       float* taken = memory;
       memory += (n + 15) / 16 * 16;
       return taken;
     };
+    queries_ = take(num_queries_ * key_padded_);
     keys_ = take(key_padded_ * kTile);
     values_ = take(kTile * value_stride_);
     scores_ = take(queries_per_head_ * kTile);
@@ -59,6 +57,7 @@ class SpanAttention {
     weights_ = take(num_queries_);
     total_maxima_ = take(num_queries_);
     total_weights_ = take(num_queries_);
+    copy_queries();
   }
 
   void run() {
@@ -79,163 +78,145 @@ class SpanAttention {
   struct Seen {
     int first, end;
     bool none() const { return first >= end; }
+    bool operator==(const Seen&) const = default;
   };
 
-  // Lines that each call of fetch_ahead asks for, by the number of calls that a head of the span makes for a tile.
-  static int64_t lines_ahead(const AttentionTask& task) {
-    const int64_t num_lines = (task.keys.head_bytes + task.values.head_bytes) * kTile / 64;
-    const int64_t num_calls =
-        kTileVectors * (task.key_length / 16) + task.key_length / kAheadStep + 2 * kTile / kAheadStep;
-    return num_lines / num_calls + 1;
+  // Calls of ahead_.fetch for a head of a tile that all rows see.
+  int64_t num_ahead_calls() const {
+    const int64_t num_tiles = (queries_per_head_ + V::kTileRows - 1) / V::kTileRows, num_quads = key_padded_ / 4;
+    if (!reads_cells(span_.num_rows)) return num_tiles * kTileVectors * (num_quads / TileKeySource<V>::kStepsBetween);
+    int64_t calls = kTile * (task_.value_length / 16 + V::kTileVectors - 1) / V::kTileVectors;
+    with_cache_type(task_.keys.type, [&]<CacheType kType>() {
+      using Source = CellKeySource<V, kType>;
+      calls += kTileVectors * (4 / Source::kVectors) * (num_quads / Source::kStepsBetween);
+    });
+    return calls;
+  }
+  // Whether keys and values that this many rows see are read from the cells as they are needed.
+  bool reads_cells(int64_t num_rows) const {
+    return num_rows * group_ <= V::kTileRows && task_.key_length % kKeyPad == 0 && task_.value_length % 16 == 0;
   }
   int64_t scratch_floats() const {
     const int64_t tile = (key_padded_ + value_stride_) * kTile;
-    return tile + queries_per_head_ * kTile + num_queries_ * (2 * value_stride_ + 4) + 8 * 16;
+    return tile + queries_per_head_ * kTile + num_queries_ * (key_padded_ + 2 * value_stride_ + 4) + 10 * 16;
   }
   const int32_t* row(int64_t r) const { return task_.rows + 3 * (span_.first_row + r); }
   // Query vectors are numbered by key-value head, row, head of the group. Inside a tile, they are those of the
-  // key-value head that is being worked on, kv_head_, and the vector's number of all is base_ more.
+  // key-value head that is being worked on, and the vector's number of all is base_ more.
   int64_t row_of(int64_t i) const { return i % queries_per_head_ / group_; }
   int64_t head_of(int64_t i) const {
     return (span_.first_kv_head + i / queries_per_head_) * group_ + i % queries_per_head_ % group_;
   }
-  const float* query(int64_t i) const {
-    const int64_t r = span_.first_row + i / group_, head = kv_head_ * group_ + i % group_;
-    return task_.q + (r * task_.num_heads + head) * task_.key_length;
-  }
   float* sums_of(int64_t i) const { return sums_ + (base_ + i) * value_stride_; }
-  Seen seen(int64_t r, int64_t tile) const {
-    const int64_t first = row(r)[1] - tile, end = row(r)[2] - tile;
+  Seen seen(int64_t r) const {
+    const int64_t first = row(r)[1] - tile_, end = row(r)[2] - tile_;
     return {static_cast<int>(first < 0 ? 0 : first), static_cast<int>(end > kTile ? kTile : end)};
   }
 
+  void copy_queries() {
+    const auto bytes = static_cast<std::size_t>(task_.key_length) * sizeof(float);
+    for (int64_t i = 0; i < num_queries_; ++i) {
+      const int64_t r = span_.first_row + row_of(i);
+      float* to = queries_ + i * key_padded_;
+      std::memcpy(to, task_.q + (r * task_.num_heads + head_of(i)) * task_.key_length, bytes);
+      for (int64_t d = task_.key_length; d < key_padded_; ++d) to[d] = 0.0f;
+    }
+  }
+
   void attend_tile(int64_t tile) {
-    int64_t first_row = -1, end_row = 0;
-    Seen any{kTile, 0};  // what some row of the span sees of this tile
+    first_row_ = -1;
+    any_ = {kTile, 0};
+    tile_ = tile;
+    bool is_even = true;
     for (int64_t r = 0; r < span_.num_rows; ++r) {
-      const Seen s = seen(r, tile);
+      const Seen s = seen(r);
       if (s.none()) continue;
-      if (first_row < 0) first_row = r;
-      end_row = r + 1;
-      if (s.first < any.first) any.first = s.first;
-      if (s.end > any.end) any.end = s.end;
+      is_even = is_even && (first_row_ < 0 || (s == any_ && r == end_row_));
+      if (first_row_ < 0) first_row_ = r;
+      end_row_ = r + 1;
+      if (s.first < any_.first) any_.first = s.first;
+      if (s.end > any_.end) any_.end = s.end;
     }
-    if (first_row < 0) return;
-    ahead_tile_ = tile + kTile;
-    num_rows_ahead_ = 0;
-    ahead_ = ahead_end_ = nullptr;
+    if (first_row_ < 0) return;
+    is_even_ = is_even;
+    find_cells();
+    ahead_.begin(tile + kTile);
+    const bool from_cells = reads_cells(end_row_ - first_row_);
     for (int64_t h = 0; h < span_.num_kv_heads; ++h) {
-      kv_head_ = span_.first_kv_head + h;
       base_ = h * queries_per_head_;
-      with_cache_type(task_.keys.type, [&]<CacheType kType>() { load_keys<CacheRows<V, kType>>(tile, any); });
-      with_cache_type(task_.values.type, [&]<CacheType kType>() { load_values<CacheRows<V, kType>>(tile, any); });
-      attend_head(tile, first_row * group_, (end_row - first_row) * group_);
+      key_head_ = (span_.first_kv_head + h) * task_.keys.head_bytes;
+      value_head_ = (span_.first_kv_head + h) * task_.values.head_bytes;
+      from_cells ? attend_cells() : attend_copy();
     }
   }
 
-  void attend_head(int64_t tile, int64_t first, int64_t count) {
-    for_row_groups<V>(
-        count, [&](int64_t at, int n) { with_constant<V::kTileRows>(n, [&]<int R>() { score<R>(first + at); }); });
-    for (int64_t i = first; i < first + count; ++i) {
-      const Seen s = seen(i / group_, tile);
-      if (!s.none()) weigh(i, s);
-    }
-    for_row_groups<V>(count, [&](int64_t at, int n) { accumulate_group(first + at, n, tile); });
-  }
-
-  const uint8_t* cell_row(const CacheView& cache, int64_t position, int64_t kv_head) const {
-    return cache.data + (cells_[position] * cache.num_heads + kv_head) * cache.head_bytes;
-  }
-
-  // Asks the memory for the next tile while this one is worked on: rows lie too far apart for the hardware to foresee
-  // them. Called often, for a few lines each time, because a core has few (10 to 16) requests under way; each head of
-  // the span asks for its share of the lines, in long runs over all heads. (Not split further: GCC 12 takes a function
-  // that only prefetches for one without effects, and drops its calls.)
-  void fetch_ahead() {
-    for (int64_t line = 0; line < ahead_lines_; ++line, ahead_ += 64) {
-      if (ahead_ >= ahead_end_ && !next_row_ahead()) return;
-      __builtin_prefetch(ahead_, 0, kAheadLocality);
+  // Where the cells of the tile's positions lie. An unseen one repeats a seen one: its cell may hold anything.
+  void find_cells() {
+    const int64_t key_bytes = task_.keys.num_heads * task_.keys.head_bytes;
+    const int64_t value_bytes = task_.values.num_heads * task_.values.head_bytes;
+    for (int i = any_.first / 16 * 16; i < (any_.end + 15) / 16 * 16; ++i) {
+      const int p = i < any_.first ? any_.first : i >= any_.end ? any_.end - 1 : i;
+      const int64_t cell = cells_[tile_ + p];
+      key_cells_[i] = task_.keys.data + cell * key_bytes;
+      value_cells_[i] = task_.values.data + cell * value_bytes;
     }
   }
 
-  // Moves on to the next row of the next tile: keys and values of each position in turn. False at the end.
-  bool next_row_ahead() {
-    const int64_t position = ahead_tile_ + num_rows_ahead_ / 2;
-    if (num_rows_ahead_ == 2 * kTile || position >= row(span_.num_rows - 1)[2]) return false;
-    const CacheView& cache = num_rows_ahead_++ % 2 == 0 ? task_.keys : task_.values;
-    ahead_ = cell_row(cache, position, span_.first_kv_head);
-    ahead_end_ = ahead_ + span_.num_kv_heads * cache.head_bytes;
-    return true;
+  // f(block) for each sixteen positions of which some row sees one.
+  template <class F>
+  void for_blocks(F&& f) const {
+    for (int block = any_.first / 16 * 16; block < any_.end; block += 16) f(block);
   }
 
-  template <class Rows>
-  void load_keys(int64_t tile, Seen any) {
-    const int64_t length = task_.key_length;
-    for (int column = 0; column < kTile; column += 16) {
-      if (column + 16 <= any.first || column >= any.end) {
-        for (int64_t d = 0; d < key_padded_; ++d) V::zero().store(keys_ + d * kTile + column);
-        continue;
-      }
-      const uint8_t* rows[16];
-      for (int i = 0; i < 16; ++i) {  // an unseen position repeats a seen one: its cell may hold anything
-        const int p = column + i < any.first ? any.first : column + i >= any.end ? any.end - 1 : column + i;
-        rows[i] = cell_row(task_.keys, tile + p, kv_head_);
-      }
-      for (int64_t d = 0; d < length; d += 16) {
-        fetch_ahead();
-        alignas(64) float square[16][16];
-        const float* parts[16];
-        for (int i = 0; i < 16; ++i) {
-          const V part =
-              d + 16 <= length ? Rows::load(rows[i], d) : Rows::load_first(rows[i], d, static_cast<int>(length - d));
-          part.store(square[i]);
-          parts[i] = square[i];
-        }
-        V::transpose(parts, keys_ + d * kTile + column, kTile);
-      }
-    }
+  // Straight from the cells.
+  void attend_cells() {
+    with_cache_type(task_.keys.type, [&]<CacheType kType>() {
+      for_blocks([&](int block) { score_block(CellKeySource<V, kType>{key_cells_ + block, key_head_}, block); });
+    });
+    weigh_rows();
+    with_cache_type(task_.values.type,
+                    [&]<CacheType kType>() { accumulate_rows(CellValueSource<V, kType>{value_cells_, value_head_}); });
   }
 
-  template <class Rows>
-  void load_values(int64_t tile, Seen any) {
-    const int64_t length = task_.value_length;
-    for (int p = any.first; p < any.end; ++p) {
-      if (p % kAheadStep == 0) fetch_ahead();
-      const uint8_t* from = cell_row(task_.values, tile + p, kv_head_);
-      float* to = values_ + p * value_stride_;
-      int64_t d = 0;
-      for (; d + 16 <= length; d += 16) Rows::load(from, d).store(to + d);
-      if (d < length) Rows::load_first(from, d, static_cast<int>(length - d)).store(to + d);
-    }
+  // By way of a tile in scratch memory.
+  void attend_copy() {
+    with_cache_type(task_.keys.type, [&]<CacheType kType>() {
+      for_blocks([&](int block) {
+        copy_keys<V, kType>(key_cells_ + block, key_head_, task_.key_length, key_padded_, keys_ + block * key_padded_);
+      });
+    });
+    with_cache_type(task_.values.type, [&]<CacheType kType>() {
+      copy_values<V, kType>(value_cells_, value_head_, task_.value_length, any_.first, any_.end, values_,
+                            value_stride_);
+    });
+    for_blocks([&](int block) { score_block(TileKeySource<V>{keys_ + block * key_padded_}, block); });
+    weigh_rows();
+    accumulate_rows(TileValueSource<V>{values_, value_stride_});
   }
 
-  // Scores, not yet scaled, of R query vectors against the tile.
-  template <int R>
-  void score(int64_t first) {
-    constexpr int C = V::kTileVectors;
-    const float* queries[R];
-    for (int r = 0; r < R; ++r) queries[r] = query(first + r);
-    for (int column = 0; column < kTile; column += 16 * C) {
-      V sums[R][C];
-      for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < C; ++c) sums[r][c] = V::zero();
-      }
-      const float* keys = keys_ + column;
-      for (int64_t begin = 0; begin < task_.key_length; begin += kAheadStep) {
-        fetch_ahead();
-        const int64_t end = begin + kAheadStep < task_.key_length ? begin + kAheadStep : task_.key_length;
-        for (int64_t d = begin; d < end; ++d, keys += kTile) {
-          V key[C];
-          for (int c = 0; c < C; ++c) key[c] = V::load(keys + 16 * c);
-          for (int r = 0; r < R; ++r) {
-            const V x = V::set(queries[r][d]);
-            for (int c = 0; c < C; ++c) sums[r][c] = V::fma(x, key[c], sums[r][c]);
-          }
-        }
-      }
-      for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < C; ++c) sums[r][c].store(scores_ + (first + r) * kTile + column + 16 * c);
-      }
+  // Calls f(first, count) for the query vectors of the rows that see the tile, cut into register tiles.
+  template <class F>
+  void for_queries(F&& f) const {
+    const int64_t first = first_row_ * group_;
+    for_row_groups<V>((end_row_ - first_row_) * group_, [&](int64_t at, int n) { f(first + at, n); });
+  }
+
+  // Scores, not yet scaled, of the query vectors against sixteen positions from `block` on.
+  template <class Source>
+  void score_block(const Source& source, int block) {
+    for_queries([&](int64_t i, int n) {
+      with_constant<V::kTileRows>(n, [&]<int R>() {
+        score<V, R>(source, queries_ + (base_ + i) * key_padded_, key_padded_, key_padded_, scores_ + i * kTile + block,
+                    kTile, [this] { ahead_.fetch(); });
+      });
+    });
+  }
+
+  void weigh_rows() {
+    for (int64_t r = first_row_; r < end_row_; ++r) {
+      const Seen s = is_even_ ? any_ : seen(r);
+      if (s.none()) continue;
+      for (int64_t i = r * group_; i < (r + 1) * group_; ++i) weigh(i, s);
     }
   }
 
@@ -243,15 +224,18 @@ class SpanAttention {
   void weigh(int64_t i, Seen s) {
     float* scores = scores_ + i * kTile;
     V x[kTileVectors];
-    for (int c = 0; c < kTileVectors; ++c) {
-      x[c] = V::load(scores + 16 * c) * V::set(task_.scale);
-      if (task_.softcap != 0.0f) x[c] = V::set(task_.softcap) * tanh(x[c] / V::set(task_.softcap));
+    for (int c = 0; c < kTileVectors; ++c) x[c] = V::load(scores + 16 * c);
+    float scale = task_.scale;
+    if (task_.softcap != 0.0f || !(scale > 0.0f)) {
+      for (V& score : x) score = score * V::set(scale);
+      if (task_.softcap != 0.0f) cap(x, V::set(task_.softcap));
+      scale = 1.0f;
     }
     if (s.first > 0 || s.end < kTile) hide_unseen(x, s);
     const float before = maxima_[base_ + i];
-    const float tile_maximum = V::max(V::max(x[0], x[1]), V::max(x[2], x[3])).max();
+    const float tile_maximum = V::max(V::max(x[0], x[1]), V::max(x[2], x[3])).max() * scale;
     const float maximum = tile_maximum > before ? tile_maximum : before;
-    for (V& value : x) value = exp_nonpositive(value - V::set(maximum));
+    for (V& score : x) score = exp_nonpositive(V::fma(score, V::set(scale), V::set(-maximum)));
     for (int c = 0; c < kTileVectors; ++c) x[c].store(scores + 16 * c);
     const float weight = ((x[0] + x[1]) + (x[2] + x[3])).sum();
     if (maximum == before) {
@@ -265,6 +249,10 @@ class SpanAttention {
     for (int64_t d = 0; d < value_stride_; d += 16) (V::load(sums + d) * fade).store(sums + d);
   }
 
+  static void cap(V (&x)[kTileVectors], V limit) {
+    for (V& score : x) score = limit * tanh(score / limit);
+  }
+
   static void hide_unseen(V (&x)[kTileVectors], Seen s) {
     const V never = V::set(-kInfinity);
     for (int c = 0; c < kTileVectors; ++c) {
@@ -274,57 +262,45 @@ class SpanAttention {
     }
   }
 
+  template <class Source>
+  void accumulate_rows(const Source& source) {
+    for_queries([&](int64_t i, int n) {
+      if (!is_even_) return accumulate_group(source, i, n);
+      with_constant<V::kTileRows>(n, [&]<int R>() { add_values<R>(source, i, any_); });
+    });
+  }
+
   // Adds the weighted values to the sums of n query vectors: together where all their rows see, alone before and after,
   // so that a value that a row must not see is not even multiplied by zero.
-  void accumulate_group(int64_t first, int n, int64_t tile) {
+  template <class Source>
+  void accumulate_group(const Source& source, int64_t first, int n) {
     Seen common{0, kTile};
     for (int r = 0; r < n; ++r) {
-      const Seen s = seen((first + r) / group_, tile);
+      const Seen s = seen((first + r) / group_);
       if (s.first > common.first) common.first = s.first;
       if (s.end < common.end) common.end = s.end;
     }
     if (common.none()) {
-      for (int r = 0; r < n; ++r) accumulate<1>(first + r, seen((first + r) / group_, tile));
+      for (int r = 0; r < n; ++r) add_values<1>(source, first + r, seen((first + r) / group_));
       return;
     }
-    for (int r = 0; r < n; ++r) accumulate<1>(first + r, {seen((first + r) / group_, tile).first, common.first});
-    with_constant<V::kTileRows>(n, [&]<int R>() { accumulate<R>(first, common); });
-    for (int r = 0; r < n; ++r) accumulate<1>(first + r, {common.end, seen((first + r) / group_, tile).end});
+    for (int r = 0; r < n; ++r) add_values<1>(source, first + r, {seen((first + r) / group_).first, common.first});
+    with_constant<V::kTileRows>(n, [&]<int R>() { add_values<R>(source, first, common); });
+    for (int r = 0; r < n; ++r) add_values<1>(source, first + r, {common.end, seen((first + r) / group_).end});
   }
 
-  template <int R>
-  void accumulate(int64_t first, Seen range) {
+  template <int R, class Source>
+  void add_values(const Source& source, int64_t i, Seen range) {
     if (range.none()) return;
-    int64_t column = 0;
-    for (; column + 16 * V::kTileVectors <= value_stride_; column += 16 * V::kTileVectors) {
-      accumulate_columns<R, V::kTileVectors>(first, range, column);
+    const auto fetch = [this] { ahead_.fetch(); };
+    const float* weights = scores_ + i * kTile;
+    constexpr int C = V::kTileVectors;
+    int64_t d = 0;
+    for (; d + 16 * C <= value_stride_; d += 16 * C) {
+      accumulate<V, R, C>(source, weights, kTile, range.first, range.end, d, sums_of(i), value_stride_, fetch);
     }
-    for (; column < value_stride_; column += 16) accumulate_columns<R, 1>(first, range, column);
-  }
-
-  template <int R, int C>
-  void accumulate_columns(int64_t first, Seen range, int64_t column) {
-    float* at = sums_of(first) + column;
-    V sums[R][C];
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) sums[r][c] = V::load(at + r * value_stride_ + 16 * c);
-    }
-    const float* weights = scores_ + first * kTile;
-    const float* values = values_ + range.first * value_stride_ + column;
-    for (int begin = range.first; begin < range.end; begin += kAheadStep) {
-      fetch_ahead();
-      const int end = begin + kAheadStep < range.end ? begin + kAheadStep : range.end;
-      for (int p = begin; p < end; ++p, values += value_stride_) {
-        V value[C];
-        for (int c = 0; c < C; ++c) value[c] = V::load(values + 16 * c);
-        for (int r = 0; r < R; ++r) {
-          const V weight = V::set(weights[r * kTile + p]);
-          for (int c = 0; c < C; ++c) sums[r][c] = V::fma(weight, value[c], sums[r][c]);
-        }
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) sums[r][c].store(at + r * value_stride_ + 16 * c);
+    for (; d < value_stride_; d += 16) {
+      accumulate<V, R, 1>(source, weights, kTile, range.first, range.end, d, sums_of(i), value_stride_, fetch);
     }
   }
 
@@ -343,13 +319,17 @@ class SpanAttention {
   const AttentionSpan& span_;
   const int64_t group_, queries_per_head_, num_queries_, key_padded_, value_stride_;
   const int32_t* cells_;
-  int64_t kv_head_ = 0, base_ = 0;
-  int64_t ahead_tile_ = 0, num_rows_ahead_ = 0;
-  const int64_t ahead_lines_;  // of each call
-  const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
+  AttentionAhead<V> ahead_;
+  // Of the tile: rows [first_row_, end_row_) see it, any_ is what some row sees; even: they all see that.
+  int64_t tile_ = 0, first_row_ = 0, end_row_ = 0;
+  Seen any_{0, 0};
+  bool is_even_ = false;
+  int64_t base_ = 0, key_head_ = 0, value_head_ = 0;  // of the head: its first query vector, its place in a cell
+  const uint8_t *key_cells_[kTile], *value_cells_[kTile];
   // Scratch. "sums" are weighted sums of values, "weights" the sums of weights, both relative to e^maximum; those of
   // the current chunk and, as total, those of the chunks before it.
-  float *keys_, *values_, *scores_, *sums_, *total_sums_, *maxima_, *weights_, *total_maxima_, *total_weights_;
+  float *queries_, *keys_, *values_, *scores_, *sums_, *total_sums_, *maxima_, *weights_, *total_maxima_,
+      *total_weights_;
 };
 
 template <class V>

@@ -48,11 +48,11 @@ struct CacheRows<V, CacheType::f16> {
 
 template <class V>
 struct CacheRows<V, CacheType::bf16> {
-  static V load(const uint8_t* row, int64_t i) { return V::load_bfloat(at(row) + i); }
+  static V load(const uint8_t* row, int64_t i) { return V::from_bfloats(V::words(at(row) + i)); }
   static V load_first(const uint8_t* row, int64_t i, int n) {
     uint16_t lanes[16] = {};
     std::memcpy(lanes, at(row) + i, sizeof(uint16_t) * static_cast<std::size_t>(n));
-    return V::load_bfloat(lanes);
+    return V::from_bfloats(V::words(lanes));
   }
   static void store(const float* x, uint8_t* row, int64_t n) {
     auto* to = reinterpret_cast<uint16_t*>(row);
@@ -75,6 +75,12 @@ inline V scale_of_block(const uint8_t* block) {
   std::memcpy(&half, block, sizeof half);
   return V::set_half(half);
 }
+template <class V, class Rows>
+inline V load_from_block(const uint8_t* row, int64_t i) {
+  const uint8_t* block = row + i / kQuantBlock * Rows::kBlockBytes;
+  const auto codes = i % kQuantBlock == 0 ? Rows::template codes<0>(block) : Rows::template codes<16>(block);
+  return V::from_codes(codes) * scale_of_block<V>(block);
+}
 template <class V>
 inline void store_scale(float scale, uint8_t* block) {
   V::set(scale).store_first(reinterpret_cast<uint16_t*>(block), 1);
@@ -85,15 +91,18 @@ inline float inverse_scale(float scale) {
   return inverse - inverse == 0.0f ? inverse : 0.0f;
 }
 
+// codes<i>(block): those of values i ... i + 15 of a block.
 template <class V>
 struct CacheRows<V, CacheType::q8_0> {
-  static V load(const uint8_t* row, int64_t i) {
-    const uint8_t* block = row + i / kQuantBlock * 34;
-    return V::load_codes(reinterpret_cast<const int8_t*>(block) + 2 + i % kQuantBlock) * scale_of_block<V>(block);
+  static constexpr int64_t kBlockBytes = 34;
+  template <int i>
+  static typename V::Codes codes(const uint8_t* block) {
+    return V::codes(block + 2 + i);
   }
+  static V load(const uint8_t* row, int64_t i) { return load_from_block<V, CacheRows>(row, i); }
   static V load_first(const uint8_t* row, int64_t i, int) { return load(row, i); }
   static void store(const float* x, uint8_t* row, int64_t n) {
-    for (int64_t i = 0; i < n; i += kQuantBlock, row += 34) {
+    for (int64_t i = 0; i < n; i += kQuantBlock, row += kBlockBytes) {
       const V a = V::load(x + i), b = V::load(x + i + 16);
       const float scale = V::max(V::abs(a), V::abs(b)).max() / 127.0f;
       const V inverse = V::set(inverse_scale<V>(scale));
@@ -106,23 +115,22 @@ struct CacheRows<V, CacheType::q8_0> {
 
 template <class V>
 struct CacheRows<V, CacheType::q4_0> {
-  static V load(const uint8_t* row, int64_t i) {
-    const uint8_t* block = row + i / kQuantBlock * 18;
-    int8_t codes[16];
-    const int shift = i % kQuantBlock == 0 ? 0 : 4;
-    for (int j = 0; j < 16; ++j) codes[j] = static_cast<int8_t>((block[2 + j] >> shift & 15) - 8);
-    return V::load_codes(codes) * scale_of_block<V>(block);
+  static constexpr int64_t kBlockBytes = 18;
+  template <int i>
+  static typename V::Codes codes(const uint8_t* block) {
+    return i == 0 ? V::low_nibbles(block + 2) : V::high_nibbles(block + 2);
   }
+  static V load(const uint8_t* row, int64_t i) { return load_from_block<V, CacheRows>(row, i); }
   static V load_first(const uint8_t* row, int64_t i, int) { return load(row, i); }
   static void store(const float* x, uint8_t* row, int64_t n) {
-    for (int64_t i = 0; i < n; i += kQuantBlock, row += 18) {
+    for (int64_t i = 0; i < n; i += kQuantBlock, row += kBlockBytes) {
       const V a = V::load(x + i), b = V::load(x + i + 16);
       const float scale = extreme(x + i, a, b) / -8.0f;
       const V inverse = V::set(inverse_scale<V>(scale));
       store_scale<V>(scale, row);
       int8_t low[16], high[16];
-      codes(a * inverse).store_codes(low);
-      codes(b * inverse).store_codes(high);
+      rounded(a * inverse).store_codes(low);
+      rounded(b * inverse).store_codes(high);
       for (int j = 0; j < 16; ++j) row[2 + j] = static_cast<uint8_t>(low[j] | high[j] << 4);
     }
   }
@@ -135,7 +143,7 @@ struct CacheRows<V, CacheType::q4_0> {
     return less == 0xffffffff ? x[0] : x[__builtin_ctz(~less)];
   }
   // min(15, floor(x + 8.5)) for x >= -8.5, as x + 8.5 rounded down: half of it is what a round would have to decide.
-  static V codes(V x) {
+  static V rounded(V x) {
     const V shifted = x + V::set(8.5f), nearest = V::round(shifted);
     const V floor = V::select(V::less(shifted, nearest), nearest - V::set(1.0f), nearest);
     return V::select(V::less(floor, V::set(15.0f)), floor, V::set(15.0f));

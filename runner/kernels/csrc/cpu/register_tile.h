@@ -2,8 +2,21 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
+
+// For lambdas whose arrays are to stay in registers.
+#define SHALE_INLINE __attribute__((always_inline))
 
 namespace shale {
+
+// f(0), ..., f(N - 1), each index a constant: arrays that are only indexed by such become registers, whatever else the
+// surrounding loop does. (GCC 12 keeps those of an unrolled loop in memory where the loop also writes elsewhere.)
+template <int N, class F>
+SHALE_INLINE inline void unrolled(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      SHALE_INLINE { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
+}
 
 // Calls f<R>() with the template argument R = n, for n in [1, R].
 template <int R, class F>

@@ -56,19 +56,13 @@ struct F32x16 {
     store(lanes);
     std::memcpy(p, lanes, sizeof(uint16_t) * (unsigned)n);
   }
-  static F32x16 set_half(uint16_t half) { return set(_cvtsh_ss(half)); }
-  static F32x16 load_bfloat(const uint16_t* p) {
-    return {float_from_bfloat(_mm_loadu_si128((const __m128i*)p)),
-            float_from_bfloat(_mm_loadu_si128((const __m128i*)p + 1))};
+  static F32x16 set_half(uint16_t half) {
+    const __m256 all = _mm256_cvtph_ps(_mm_set1_epi16((short)half));
+    return {all, all};
   }
   void store_bfloat(uint16_t* p) const {
     const __m256i words = _mm256_packus_epi32(bfloat_words(a), bfloat_words(b));
     _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(words, 0xd8));
-  }
-  static F32x16 load_codes(const int8_t* p) {
-    const __m128i codes = _mm_loadu_si128((const __m128i*)p);
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(codes, codes)))};
   }
   void store_codes(int8_t* p) const {
     const __m256i words =
@@ -127,10 +121,64 @@ struct F32x16 {
       _mm256_storeu_pd(sums + 4 * i, _mm256_add_pd(_mm256_loadu_pd(sums + 4 * i), _mm256_cvtps_pd(quarters[i])));
     }
   }
-  static void transpose(const float* const (&rows)[16], float* out, int64_t stride);
-  static void transpose(const uint16_t* const (&rows)[16], float* out, int64_t stride);
+  static F32x16 repeat(const float* p) {
+    const __m256 quad = _mm256_broadcast_ps((const __m128*)p);
+    return {quad, quad};
+  }
+  static F32x16 sum_quarters(F32x16 x, F32x16 y, F32x16 z, F32x16 w) {
+    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(x.a, y.a), _mm256_hadd_ps(z.a, w.a));
+    return {low, _mm256_hadd_ps(_mm256_hadd_ps(x.b, y.b), _mm256_hadd_ps(z.b, w.b))};
+  }
+  static F32x16 join(const float* p0, const float* p1, const float* p2, const float* p3) {
+    return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p0)), _mm_loadu_ps(p1), 1),
+            _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p2)), _mm_loadu_ps(p3), 1)};
+  }
+
+  struct Words {
+    __m128i a, b;
+  };
+  static void join_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3, Words (&out)[4]) {
+    for (int half = 0; half < 2; ++half) {
+      const __m128i w0 = bytes(p0 + 16 * half), w1 = bytes(p1 + 16 * half);
+      const __m128i w2 = bytes(p2 + 16 * half), w3 = bytes(p3 + 16 * half);
+      out[2 * half] = {_mm_unpacklo_epi64(w0, w1), _mm_unpacklo_epi64(w2, w3)};
+      out[2 * half + 1] = {_mm_unpackhi_epi64(w0, w1), _mm_unpackhi_epi64(w2, w3)};
+    }
+  }
+  static Words words(const uint16_t* p) {
+    return {_mm_loadu_si128((const __m128i*)p), _mm_loadu_si128((const __m128i*)p + 1)};
+  }
+  static F32x16 from_halves(Words words) { return {_mm256_cvtph_ps(words.a), _mm256_cvtph_ps(words.b)}; }
+  static F32x16 from_bfloats(Words words) { return {float_from_bfloat(words.a), float_from_bfloat(words.b)}; }
+  static F32x16 join_halves(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
+    const __m128 low = _mm_cvtph_ps(two_words(p0, p1)), high = _mm_cvtph_ps(two_words(p2, p3));
+    return {_mm256_set_m128(_mm_permute_ps(low, 0x55), _mm_permute_ps(low, 0x00)),
+            _mm256_set_m128(_mm_permute_ps(high, 0x55), _mm_permute_ps(high, 0x00))};
+  }
+
+  using Codes = __m128i;
+  static Codes codes(const uint8_t* p) { return bytes(p); }
+  static Codes low_nibbles(const uint8_t* p) { return nibbles(bytes(p)); }
+  static Codes high_nibbles(const uint8_t* p) { return nibbles(_mm_srli_epi16(bytes(p), 4)); }
+  static F32x16 from_codes(Codes codes) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(codes, codes)))};
+  }
+  static void transpose_codes(Codes (&rows)[4]) {
+    const __m128i low01 = _mm_unpacklo_epi32(rows[0], rows[1]), high01 = _mm_unpackhi_epi32(rows[0], rows[1]);
+    const __m128i low23 = _mm_unpacklo_epi32(rows[2], rows[3]), high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
+    rows[0] = _mm_unpacklo_epi64(low01, low23);
+    rows[1] = _mm_unpackhi_epi64(low01, low23);
+    rows[2] = _mm_unpacklo_epi64(high01, high23);
+    rows[3] = _mm_unpackhi_epi64(high01, high23);
+  }
 
  private:
+  static __m128i bytes(const uint8_t* p) { return _mm_loadu_si128((const __m128i*)p); }
+  static __m128i nibbles(__m128i v) { return _mm_sub_epi8(_mm_and_si128(v, _mm_set1_epi8(15)), _mm_set1_epi8(8)); }
+  static __m128i two_words(const uint8_t* p0, const uint8_t* p1) {
+    return _mm_insert_epi16(_mm_cvtsi32_si128(*(const uint16_t*)p0), *(const uint16_t*)p1, 1);
+  }
   static __m256 float_from_bfloat(__m128i words) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
   }
@@ -147,55 +195,5 @@ struct F32x16 {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
   }
 };
-
-// Eight by eight, four times. Rows r and r + 4 share a register from the start, so that no lane is crossed later.
-inline void F32x16::transpose(const float* const (&rows)[16], float* out, int64_t stride) {
-  for (int top = 0; top < 16; top += 8) {
-    for (int left = 0; left < 16; left += 4) {
-      __m256 r[4];
-      for (int i = 0; i < 4; ++i) {
-        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[top + i] + left)),
-                                    _mm_loadu_ps(rows[top + 4 + i] + left), 1);
-      }
-      const __m256 lo01 = _mm256_unpacklo_ps(r[0], r[1]), hi01 = _mm256_unpackhi_ps(r[0], r[1]);
-      const __m256 lo23 = _mm256_unpacklo_ps(r[2], r[3]), hi23 = _mm256_unpackhi_ps(r[2], r[3]);
-      float* to = out + left * stride + top;
-      _mm256_storeu_ps(to, _mm256_shuffle_ps(lo01, lo23, 0x44));
-      _mm256_storeu_ps(to + stride, _mm256_shuffle_ps(lo01, lo23, 0xee));
-      _mm256_storeu_ps(to + 2 * stride, _mm256_shuffle_ps(hi01, hi23, 0x44));
-      _mm256_storeu_ps(to + 3 * stride, _mm256_shuffle_ps(hi01, hi23, 0xee));
-    }
-  }
-}
-
-// Transposed as 16-bit words, which halves the work, and converted at the end. Rows r and r + 8 share a register.
-inline void F32x16::transpose(const uint16_t* const (&rows)[16], float* out, int64_t stride) {
-  for (int part = 0; part < 2; ++part) {  // columns 8 * part ... 8 * part + 7
-    __m256i x[8], y[8];
-    for (int i = 0; i < 8; ++i) {
-      const __m128i low = _mm_loadu_si128((const __m128i*)(rows[i] + 8 * part));
-      x[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low),
-                                     _mm_loadu_si128((const __m128i*)(rows[i + 8] + 8 * part)), 1);
-    }
-    for (int i = 0; i < 4; ++i) {
-      y[2 * i] = _mm256_unpacklo_epi16(x[2 * i], x[2 * i + 1]);
-      y[2 * i + 1] = _mm256_unpackhi_epi16(x[2 * i], x[2 * i + 1]);
-    }
-    for (int i = 0; i < 2; ++i) {
-      for (int h = 0; h < 2; ++h) {
-        x[4 * i + 2 * h] = _mm256_unpacklo_epi32(y[4 * i + h], y[4 * i + 2 + h]);
-        x[4 * i + 2 * h + 1] = _mm256_unpackhi_epi32(y[4 * i + h], y[4 * i + 2 + h]);
-      }
-    }
-    for (int i = 0; i < 4; ++i) {
-      const __m256i even = _mm256_unpacklo_epi64(x[i], x[4 + i]), odd = _mm256_unpackhi_epi64(x[i], x[4 + i]);
-      float* to = out + (8 * part + 2 * i) * stride;
-      _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm256_castsi256_si128(even)));
-      _mm256_storeu_ps(to + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1)));
-      _mm256_storeu_ps(to + stride, _mm256_cvtph_ps(_mm256_castsi256_si128(odd)));
-      _mm256_storeu_ps(to + stride + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1)));
-    }
-  }
-}
 
 }  // namespace shale::avx2

@@ -28,10 +28,7 @@ struct F32x16 {
   }
   void store(uint16_t* p) const { _mm256_storeu_si256((__m256i*)p, half()); }
   void store_first(uint16_t* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), half()); }
-  static F32x16 set_half(uint16_t half) { return {_mm512_set1_ps(_cvtsh_ss(half))}; }
-  static F32x16 load_bfloat(const uint16_t* p) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
-  }
+  static F32x16 set_half(uint16_t half) { return {_mm512_cvtph_ps(_mm256_set1_epi16((short)half))}; }
   void store_bfloat(uint16_t* p) const {
     const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
     const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -40,9 +37,6 @@ struct F32x16 {
     const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     const __m512i words = _mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40));
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(words));
-  }
-  static F32x16 load_codes(const int8_t* p) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
   }
   void store_codes(int8_t* p) const { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))); }
 
@@ -57,10 +51,7 @@ struct F32x16 {
     return {_mm512_or_ps(magnitude.v, _mm512_and_ps(sign.v, _mm512_set1_ps(-0.0f)))};
   }
   static F32x16 round(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-  static F32x16 scale2(F32x16 a, F32x16 n) {
-    const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), 23);
-    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), exponent))};
-  }
+  static F32x16 scale2(F32x16 a, F32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
   static F32x16 swap_pairs(F32x16 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
   static Mask less(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
   static F32x16 select(Mask mask, F32x16 yes, F32x16 no) { return {_mm512_mask_blend_ps(mask, no.v, yes.v)}; }
@@ -78,70 +69,76 @@ struct F32x16 {
     const __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
     return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
   }
+
+  static F32x16 repeat(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
+  static F32x16 sum_quarters(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+    const F32x16 ab = add_pairs(a, b), cd = add_pairs(c, d);
+    return add_pairs(ab, cd);
+  }
+  static F32x16 join(const float* p0, const float* p1, const float* p2, const float* p3) {
+    const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p0)), _mm_loadu_ps(p1), 1);
+    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p2)), _mm_loadu_ps(p3), 1);
+    return {_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)};
+  }
+
+  using Words = __m256i;
+  static void join_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3, Words (&out)[4]) {
+    const __m256i w0 = words((const uint16_t*)p0), w1 = words((const uint16_t*)p1);
+    const __m256i w2 = words((const uint16_t*)p2), w3 = words((const uint16_t*)p3);
+    const __m256i even01 = _mm256_unpacklo_epi64(w0, w1), odd01 = _mm256_unpackhi_epi64(w0, w1);
+    const __m256i even23 = _mm256_unpacklo_epi64(w2, w3), odd23 = _mm256_unpackhi_epi64(w2, w3);
+    out[0] = _mm256_permute2x128_si256(even01, even23, 0x20);
+    out[1] = _mm256_permute2x128_si256(odd01, odd23, 0x20);
+    out[2] = _mm256_permute2x128_si256(even01, even23, 0x31);
+    out[3] = _mm256_permute2x128_si256(odd01, odd23, 0x31);
+  }
+  static Words words(const uint16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+  static F32x16 from_halves(Words words) { return {_mm512_cvtph_ps(words)}; }
+  static F32x16 from_bfloats(Words words) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))};
+  }
+  static F32x16 join_halves(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
+    const __m128 four = _mm_cvtph_ps(four_words(p0, p1, p2, p3));
+    const __m512i quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return {_mm512_permutexvar_ps(quarters, _mm512_castps128_ps512(four))};
+  }
+
+  using Codes = __m128i;
+  static Codes codes(const uint8_t* p) { return bytes(p); }
+  static Codes low_nibbles(const uint8_t* p) { return nibbles(bytes(p)); }
+  static Codes high_nibbles(const uint8_t* p) { return nibbles(_mm_srli_epi16(bytes(p), 4)); }
+  static F32x16 from_codes(Codes codes) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))}; }
+  static void transpose_codes(Codes (&rows)[4]) {
+    const __m128i low01 = _mm_unpacklo_epi32(rows[0], rows[1]), high01 = _mm_unpackhi_epi32(rows[0], rows[1]);
+    const __m128i low23 = _mm_unpacklo_epi32(rows[2], rows[3]), high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
+    rows[0] = _mm_unpacklo_epi64(low01, low23);
+    rows[1] = _mm_unpackhi_epi64(low01, low23);
+    rows[2] = _mm_unpacklo_epi64(high01, high23);
+    rows[3] = _mm_unpackhi_epi64(high01, high23);
+  }
+
   // sums[0..15] += lanes 0..15, in double.
   void add_to(double* sums) const {
     _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(_mm512_castps512_ps256(v))));
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
     _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), high));
   }
-  static void transpose(const float* const (&rows)[16], float* out, int64_t stride);
-  static void transpose(const uint16_t* const (&rows)[16], float* out, int64_t stride);
 
  private:
+  static __m128i bytes(const uint8_t* p) { return _mm_loadu_si128((const __m128i*)p); }
+  static __m128i nibbles(__m128i v) { return _mm_sub_epi8(_mm_and_si128(v, _mm_set1_epi8(15)), _mm_set1_epi8(8)); }
+  static __m128i four_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
+    __m128i words = _mm_cvtsi32_si128(*(const uint16_t*)p0);
+    words = _mm_insert_epi16(words, *(const uint16_t*)p1, 1);
+    words = _mm_insert_epi16(words, *(const uint16_t*)p2, 2);
+    return _mm_insert_epi16(words, *(const uint16_t*)p3, 3);
+  }
+  // In each quarter a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+  static F32x16 add_pairs(F32x16 a, F32x16 b) {
+    return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xdd))};
+  }
   static __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
   __m256i half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
-
-// Four rounds of shuffles: 32-bit pairs, 64-bit pairs, then 128-bit quarters twice.
-inline void F32x16::transpose(const float* const (&rows)[16], float* out, int64_t stride) {
-  __m512 a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(rows[i]);
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {  // a[i + c]: column 4q + c of rows i ... i+3 in quarter q
-    for (int h = 0; h < 2; ++h) {
-      a[i + 2 * h] = _mm512_shuffle_ps(b[i + h], b[i + 2 + h], 0x44);
-      a[i + 2 * h + 1] = _mm512_shuffle_ps(b[i + h], b[i + 2 + h], 0xee);
-    }
-  }
-  for (int c = 0; c < 4; ++c) {
-    const __m512 lo01 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x44), hi01 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xee);
-    const __m512 lo23 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x44);
-    const __m512 hi23 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xee);
-    _mm512_storeu_ps(out + c * stride, _mm512_shuffle_f32x4(lo01, lo23, 0x88));
-    _mm512_storeu_ps(out + (4 + c) * stride, _mm512_shuffle_f32x4(lo01, lo23, 0xdd));
-    _mm512_storeu_ps(out + (8 + c) * stride, _mm512_shuffle_f32x4(hi01, hi23, 0x88));
-    _mm512_storeu_ps(out + (12 + c) * stride, _mm512_shuffle_f32x4(hi01, hi23, 0xdd));
-  }
-}
-
-// Transposed as 16-bit words, which halves the work, and converted at the end. Rows r and r + 8 share a register.
-inline void F32x16::transpose(const uint16_t* const (&rows)[16], float* out, int64_t stride) {
-  for (int part = 0; part < 2; ++part) {  // columns 8 * part ... 8 * part + 7
-    __m256i a[8], b[8];
-    for (int i = 0; i < 8; ++i) {
-      const __m128i low = _mm_loadu_si128((const __m128i*)(rows[i] + 8 * part));
-      a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low),
-                                     _mm_loadu_si128((const __m128i*)(rows[i + 8] + 8 * part)), 1);
-    }
-    for (int i = 0; i < 4; ++i) {
-      b[2 * i] = _mm256_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
-      b[2 * i + 1] = _mm256_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
-    }
-    for (int i = 0; i < 2; ++i) {
-      for (int h = 0; h < 2; ++h) {
-        a[4 * i + 2 * h] = _mm256_unpacklo_epi32(b[4 * i + h], b[4 * i + 2 + h]);
-        a[4 * i + 2 * h + 1] = _mm256_unpackhi_epi32(b[4 * i + h], b[4 * i + 2 + h]);
-      }
-    }
-    for (int i = 0; i < 4; ++i) {
-      float* to = out + (8 * part + 2 * i) * stride;
-      _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_unpacklo_epi64(a[i], a[4 + i])));
-      _mm512_storeu_ps(to + stride, _mm512_cvtph_ps(_mm256_unpackhi_epi64(a[i], a[4 + i])));
-    }
-  }
-}
 
 }  // namespace shale::avx512

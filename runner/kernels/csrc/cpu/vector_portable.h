@@ -103,16 +103,10 @@ struct F32x16 {
     for (int i = 0; i < n; ++i) p[i] = half_from_float(v[i]);
   }
   static F32x16 set_half(uint16_t half) { return set(float_from_half(half)); }
-  static F32x16 load_bfloat(const uint16_t* p) {
-    return each([&](int i) { return float_from_bfloat(p[i]); });
-  }
   void store_bfloat(uint16_t* p) const {
     for (int i = 0; i < 16; ++i) p[i] = bfloat_from_float(v[i]);
   }
-  // Whole numbers in one byte each; stored, they are rounded to nearest, and NaN becomes -128.
-  static F32x16 load_codes(const int8_t* p) {
-    return each([&](int i) { return (float)p[i]; });
-  }
+  // Rounded to nearest, in one byte each; NaN becomes -128.
   void store_codes(int8_t* p) const {
     const F32x16 whole = round(*this);
     for (int i = 0; i < 16; ++i) {
@@ -193,16 +187,84 @@ struct F32x16 {
     for (int i = 0; i < 16; ++i) sums[i] += (double)v[i];
   }
 
-  // out[c * stride + r] = rows[r][c] for a square of 16, as float.
-  static void transpose(const float* const (&rows)[16], float* out, int64_t stride) {
-    for (int c = 0; c < 16; ++c) {
-      for (int r = 0; r < 16; ++r) out[c * stride + r] = rows[r][c];
+  // Four floats in each quarter of the lanes.
+  static F32x16 repeat(const float* p) {
+    return each([&](int i) { return p[i % 4]; });
+  }
+  // Lane 4 i + k is the sum of quarter i of vector k: (0 + 1) + (2 + 3).
+  static F32x16 sum_quarters(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+    const F32x16* vectors[4] = {&a, &b, &c, &d};
+    return each([&](int i) {
+      const float* quad = vectors[i % 4]->v + i / 4 * 4;
+      return (quad[0] + quad[1]) + (quad[2] + quad[3]);
+    });
+  }
+  // Four floats of each pointer, a quarter each.
+  static F32x16 join(const float* p0, const float* p1, const float* p2, const float* p3) {
+    const float* from[4] = {p0, p1, p2, p3};
+    return each([&](int i) { return from[i / 4][i % 4]; });
+  }
+
+  // Words: sixteen halves or bfloats. Of sixteen words of each pointer four by four, a quarter each.
+  struct Words {
+    uint16_t v[16];
+  };
+  static void join_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3, Words (&out)[4]) {
+    const uint8_t* from[4] = {p0, p1, p2, p3};
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) std::memcpy(out[j].v + 4 * i, from[i] + 8 * j, 8);
     }
   }
-  static void transpose(const uint16_t* const (&rows)[16], float* out, int64_t stride) {
-    for (int c = 0; c < 16; ++c) {
-      for (int r = 0; r < 16; ++r) out[c * stride + r] = float_from_half(rows[r][c]);
+  static Words words(const uint16_t* p) {
+    Words r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static F32x16 from_halves(const Words& words) { return load(words.v); }
+  static F32x16 from_bfloats(const Words& words) {
+    return each([&](int i) { return float_from_bfloat(words.v[i]); });
+  }
+  // The half at each pointer, in a quarter each.
+  static F32x16 join_halves(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
+    const uint8_t* from[4] = {p0, p1, p2, p3};
+    F32x16 r;
+    for (int i = 0; i < 4; ++i) {
+      uint16_t half;
+      std::memcpy(&half, from[i], 2);
+      for (int j = 0; j < 4; ++j) r.v[4 * i + j] = float_from_half(half);
     }
+    return r;
+  }
+
+  // Codes: sixteen whole numbers of one byte. Nibbles are those of 16 bytes, less 8.
+  struct Codes {
+    int8_t v[16];
+  };
+  static Codes codes(const uint8_t* p) {
+    Codes r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static Codes low_nibbles(const uint8_t* p) {
+    Codes r;
+    for (int i = 0; i < 16; ++i) r.v[i] = (int8_t)((p[i] & 15) - 8);
+    return r;
+  }
+  static Codes high_nibbles(const uint8_t* p) {
+    Codes r;
+    for (int i = 0; i < 16; ++i) r.v[i] = (int8_t)((p[i] >> 4) - 8);
+    return r;
+  }
+  static F32x16 from_codes(const Codes& codes) {
+    return each([&](int i) { return (float)codes.v[i]; });
+  }
+  // Codes 4 j ... 4 j + 3 of row i become codes 4 i ... 4 i + 3 of row j.
+  static void transpose_codes(Codes (&rows)[4]) {
+    Codes r[4];
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) std::memcpy(r[j].v + 4 * i, rows[i].v + 4 * j, 4);
+    }
+    std::memcpy(rows, r, sizeof r);
   }
 
  private:
