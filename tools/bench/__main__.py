@@ -5,7 +5,8 @@
 Each engine runs in its own process, which loads the file once and sleeps while the other is measured. A round measures
 both sides, in an order that alternates; what counts is the median over the rounds of the ratio within a round.
 SHALE_PEER_PYTHON names a Python that has llama_cpp. Files of random weights with real shapes are written to
-bench-models/ once.
+bench-models/ once. All of it takes about an hour on two cores, --quick a quarter of one; on a busy machine the figures
+of both engines are worthless, and llama.cpp's, whose threads wait for each other, most of all.
 """
 
 from __future__ import annotations
