@@ -22,7 +22,7 @@ from tools.bench.worker import Request, Settings, Trace, serve
 
 NUM_EMBEDDING_SEQUENCES = 64
 # One cache for all sequences, or one for each: 1 to 16 of them decode as fast either way (within 3 %), and with its own
-# a short sequence does not pay for a long one. Flash attention is left to llama.cpp; on and off are as fast (5 %).
+# a short sequence does not pay for a long one. Flash attention is left to llama.cpp; on or off made less than 10 %.
 KV_UNIFIED = False
 
 
