@@ -158,6 +158,27 @@ def test_what_a_row_does_not_see_cannot_reach_it(isa: str, bad: float, type_name
     assert_array_equal(given_.run()[:40], expected)
 
 
+@pytest.mark.parametrize("type_name", CACHE_TYPES)
+def test_what_a_lone_row_does_not_see_cannot_reach_it(isa: str, type_name: str) -> None:
+    """The same where only one row looks: positions before and after its window are not numbers."""
+    given_ = problem([(0, 30, 41)], types=(type_name, type_name))
+    expected = given_.run()
+    hidden = np.full((30, 2, 32), np.nan, np.float32)
+    _cpu.store_kv(hidden, hidden, given_.keys, given_.values, given_.cells[:30])
+    assert_array_equal(given_.run(), expected)
+
+
+@pytest.mark.parametrize("type_name", CACHE_TYPES)
+@pytest.mark.parametrize("heads", [(4, 2), (8, 1), (3, 3)], ids=str)
+def test_few_query_vectors_read_the_cells_and_many_a_copy_of_them_with_the_same_bits(
+    isa: str, type_name: str, heads: tuple[int, int]
+) -> None:
+    given_ = problem(causal(40, past=90, window=77), (*heads, 64, 96), (type_name, type_name))
+    expected = given_.run()
+    for row in (0, 7, 38):
+        assert_array_equal(given_.take(np.array([row])).run()[0], expected[row])
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     rows: list[tuple[int, int, int]] = []

@@ -195,6 +195,14 @@ def test_one_value_is_spread_over_its_block(isa: str) -> None:
     assert x[0, 0, 64:68].tolist() == [0.125, -0.125, 0.125, -0.125]
 
 
+def test_scores_of_rotated_queries_and_keys_are_those_of_the_unrotated(isa: str) -> None:
+    queries, keys = RNG.standard_normal((2, 5, 3, 192)).astype(np.float32)
+    expected = np.einsum("thd,thd->th", queries, keys)
+    _cpu.hadamard(queries)
+    _cpu.hadamard(keys)
+    assert_allclose(np.einsum("thd,thd->th", queries, keys), expected, atol=2e-5)
+
+
 def test_tokens_are_rotated_to_the_same_bits_alone_and_among_others(fused_isas: list[str]) -> None:
     x = RNG.standard_normal((200, 8, 128)).astype(np.float32)
     results = []

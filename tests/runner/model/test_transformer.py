@@ -56,6 +56,20 @@ def test_every_type_comes_close_to_the_reference(
     assert np.linalg.norm(mine - wanted) < 0.05 * np.linalg.norm(wanted)
 
 
+@pytest.mark.parametrize("types", [("bf16", "f16"), ("q8_0", "q8_0"), ("q4_0", "q8_0"), ("f32", "q4_0")], ids="-".join)
+@pytest.mark.parametrize("head_dim", [64, 32], ids=["rotated", "not rotated"])
+def test_every_cache_type_comes_close_to_the_reference(
+    head_dim: int, types: tuple[str, str], tiny_models: Callable[..., Path], fast: Kernels, reference: Kernels
+) -> None:
+    """The same bytes are stored, up to a code here and there; and the logits differ from those of an exact cache."""
+    path = tiny_models("qwen3", "F32", head_dim=head_dim)
+    mine = logits_of(load(path, fast, kv_cache_type=types), PROMPT)
+    wanted = logits_of(load(path, reference, kv_cache_type=types), PROMPT)
+    exact = logits_of(load(path, fast, kv_cache_type="f32"), PROMPT)
+    assert np.linalg.norm(mine - wanted) < 0.01 * np.linalg.norm(wanted)
+    assert 1e-5 * np.linalg.norm(exact) < np.linalg.norm(mine - exact) < 0.2 * np.linalg.norm(exact)
+
+
 @pytest.fixture(scope="module", params=[("llama", "Q4_K"), ("gemma3", "Q8_0"), ("qwen3", "F16")], ids=str)
 def model(request: pytest.FixtureRequest, tiny_models: Callable[..., Path], fast: Kernels) -> LoadedModel:
     architecture, type_name = request.param

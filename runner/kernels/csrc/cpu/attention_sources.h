@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cache_rows.h"
 #include "register_tile.h"
@@ -154,8 +155,8 @@ void copy_keys(const uint8_t* const* cells, int64_t head, int64_t length, int64_
   if (d == padded_length) return;
   uint8_t padded[16][kKeyPad * sizeof(float)] = {};
   const uint8_t* rows[16];
-  constexpr int64_t kValueBytes =
-      kCacheFormats[static_cast<int>(kType)].block_bytes;  // blocks of one value have a rest
+  // A rest, that is: only types whose blocks are single values have one.
+  constexpr int64_t kValueBytes = kCacheFormats[static_cast<int>(kType)].block_bytes;
   for (int i = 0; i < 16; ++i) {
     std::memcpy(padded[i], cells[i] + head + d * kValueBytes, static_cast<std::size_t>((length - d) * kValueBytes));
     rows[i] = padded[i];

@@ -177,7 +177,10 @@ struct F32x16 {
   static __m128i bytes(const uint8_t* p) { return _mm_loadu_si128((const __m128i*)p); }
   static __m128i nibbles(__m128i v) { return _mm_sub_epi8(_mm_and_si128(v, _mm_set1_epi8(15)), _mm_set1_epi8(8)); }
   static __m128i two_words(const uint8_t* p0, const uint8_t* p1) {
-    return _mm_insert_epi16(_mm_cvtsi32_si128(*(const uint16_t*)p0), *(const uint16_t*)p1, 1);
+    uint16_t w0, w1;
+    std::memcpy(&w0, p0, 2);
+    std::memcpy(&w1, p1, 2);
+    return _mm_insert_epi16(_mm_cvtsi32_si128(w0), w1, 1);
   }
   static __m256 float_from_bfloat(__m128i words) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace shale::avx512 {
 
@@ -125,13 +126,18 @@ struct F32x16 {
   }
 
  private:
+  static uint16_t word(const uint8_t* p) {
+    uint16_t r;
+    std::memcpy(&r, p, 2);
+    return r;
+  }
   static __m128i bytes(const uint8_t* p) { return _mm_loadu_si128((const __m128i*)p); }
   static __m128i nibbles(__m128i v) { return _mm_sub_epi8(_mm_and_si128(v, _mm_set1_epi8(15)), _mm_set1_epi8(8)); }
   static __m128i four_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
-    __m128i words = _mm_cvtsi32_si128(*(const uint16_t*)p0);
-    words = _mm_insert_epi16(words, *(const uint16_t*)p1, 1);
-    words = _mm_insert_epi16(words, *(const uint16_t*)p2, 2);
-    return _mm_insert_epi16(words, *(const uint16_t*)p3, 3);
+    __m128i words = _mm_cvtsi32_si128(word(p0));
+    words = _mm_insert_epi16(words, word(p1), 1);
+    words = _mm_insert_epi16(words, word(p2), 2);
+    return _mm_insert_epi16(words, word(p3), 3);
   }
   // In each quarter a0 + a1, a2 + a3, b0 + b1, b2 + b3.
   static F32x16 add_pairs(F32x16 a, F32x16 b) {
