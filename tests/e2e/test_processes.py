@@ -207,7 +207,7 @@ def test_a_runner_that_does_not_hear_sigterm_is_killed_after_five_seconds(empty:
     runner.suspend()
     began_at = time.monotonic()
     assert empty.post("/api/generate", {"model": TINY, "keep_alive": 0}).json()["done_reason"] == "unload"
-    assert 4.5 < time.monotonic() - began_at < 7
+    assert 4.5 < time.monotonic() - began_at < 10
     assert not runner.is_running()
     assert "ignored SIGTERM for 5 s" in empty.log.read_text()
 
@@ -290,7 +290,7 @@ def kill_while_it_loads(server: Server, model: str, after_s: float) -> None:
     runner.kill()
     began_at = time.monotonic()
     response = answer.result(10)
-    assert time.monotonic() - began_at < 1
+    assert time.monotonic() - began_at < 3
     assert response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
     assert response.json()["error"].endswith("signal: SIGKILL (Killed)")
 

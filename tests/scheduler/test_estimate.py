@@ -105,10 +105,12 @@ def test_a_file_that_was_seen_is_not_read_again(demo_model, monkeypatch):
     estimator = Estimator()
     estimator.memory(demo_model, FIT)
     monkeypatch.setattr(module, "open_gguf", None)
-    begin = time.perf_counter()
-    estimator.header(demo_model)
-    estimator.memory(demo_model, FIT)
-    assert time.perf_counter() - begin < 0.002
+
+    def ask_again():
+        estimator.header(demo_model)
+        estimator.memory(demo_model, FIT)
+
+    assert min(seconds(ask_again) for _ in range(5)) < 0.002
 
 
 def test_a_file_that_changed_is_read_again(demo_model, tmp_path):

@@ -164,7 +164,7 @@ async def test_stop_asks_first(start_fake):
     begin = time.monotonic()
     await started.process.stop()
     assert started.process.returncode == -signal.SIGTERM
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 4  # before it is killed
     await started.process.stop()  # again
 
 

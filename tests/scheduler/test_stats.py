@@ -41,9 +41,9 @@ async def test_nobody_waits_for_those_who_do_not_answer(start_fake):
         os.kill(started.process.pid, signal.SIGSTOP)
     began = time.monotonic()
     found = await poll(
-        [*(resident(f"deaf{i}", started) for i, started in enumerate(deaf)), resident("good", good)], 0.3
+        [*(resident(f"deaf{i}", started) for i, started in enumerate(deaf)), resident("good", good)], 0.5
     )
-    assert time.monotonic() - began < 1  # and not five times as long as one
+    assert time.monotonic() - began < 2  # and not five times as long as one
     assert found == {**{f"deaf{i}": None for i in range(5)}, "good": STATS}
 
 

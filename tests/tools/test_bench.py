@@ -32,7 +32,7 @@ def test_an_engine_is_measured_in_a_process_of_its_own(demo_model: Path, monkeyp
     with Worker(SHALE_PLACE, demo_model, Settings(1)) as worker:
         assert worker.description == "shale, reference kernels, numpy"
         assert worker.measure(Job("decode", prompt=4, generated=2))["tokens/s"] > 0
-        assert idle_shares([worker], 0.2)["shale"] < 0.5
+        assert any(idle_shares([worker], 0.2)["shale"] < 0.5 for _ in range(50)), "an engine comes to rest"
 
 
 def test_an_engine_that_does_not_start_is_quoted(tmp_path: Path) -> None:

@@ -69,9 +69,13 @@ def test_resizing_while_other_threads_run_jobs() -> None:
 def test_an_idle_pool_uses_no_processor_time() -> None:
     _cpu.run_probe(100, nanoseconds=10_000)
     time.sleep(0.01)  # workers spin for less than this before they sleep
+    assert min(processor_s_of_a_rest(0.1) for _ in range(10)) < 0.007  # other threads of the tests may be busy
+
+
+def processor_s_of_a_rest(rest_s: float) -> float:
     before = time.process_time()
-    time.sleep(0.3)
-    assert time.process_time() - before < 0.02
+    time.sleep(rest_s)
+    return time.process_time() - before
 
 
 def test_more_threads_than_cores_finish_soon() -> None:
