@@ -203,7 +203,6 @@ class Loader:
             num_parallel=request.num_parallel,
             window=spec.window(sliding[0]) if sliding else 0,
             window_cells=cells_per_sequence(spec, request, sliding[0]) if sliding else 0,
-            sliding=[bool(spec.window(i)) for i in range(spec.num_layers)],
             can_shift=spec.can_shift,
             storage=allocation.cache,
         )

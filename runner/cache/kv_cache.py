@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from runner.cache.cells import CellPool, Table
 from runner.cache.kind import CacheKind, Runs
-from runner.cache.layer import CacheLayer as CacheLayer
+from runner.cache.layer import CacheLayer
 from runner.cache.prefixes import MAX_PREFIXES, Prefixes
 from runner.protocol import CacheSize, CacheStats
 from runner.sequence import NO_CELLS, Int32Array, Sequence
@@ -63,20 +63,19 @@ class KVCache:
         num_parallel: int,
         window: int = 0,
         window_cells: int = 0,
-        sliding: Seq[bool] = (),
         can_shift: bool = True,
         max_prefixes: int = MAX_PREFIXES,
         storage: Storage | None = None,
     ) -> None:
-        """``sliding`` says which layers see only the last ``window`` tokens; a sequence keeps ``window_cells`` >=
-        ``window`` positions there. ``can_shift``: turning a key by an angle makes it that of another position.
+        """Sliding layers see only the last ``window`` tokens; a sequence keeps ``window_cells`` >= ``window``
+        positions there. ``can_shift``: turning a key by an angle makes it that of another position.
         """
         self.layers = tuple(layers)
         self.num_ctx = num_ctx
         self.num_parallel = num_parallel
         self.can_shift = can_shift
         self._storage = storage
-        self._kinds = _kinds(self.layers, num_ctx, num_parallel, window, window_cells, sliding)
+        self._kinds = _kinds(self.layers, num_ctx, num_parallel, window, window_cells)
         self._open: dict[Sequence, None] = {}
         self._prefixes = Prefixes(window, max_prefixes)
         self._num_defragmentations = self._moved_bytes = 0
@@ -88,13 +87,18 @@ class KVCache:
     def num_open(self) -> int:
         return len(self._open)
 
+    @property
+    def all_are_open(self) -> bool:
+        """Whether ``num_parallel`` sequences are open, so that another has to wait."""
+        return self.num_open == self.num_parallel
+
     def open(self, tokens: Int32Array | None = None) -> Sequence | None:
         """A new sequence, or None when ``num_parallel`` are open already.
 
         With the prompt's ``tokens`` it begins with what another sequence, finished or still open, has stored of the
         same tokens: ``num_past = num_reused`` positions, at most all but the last. Otherwise it is empty.
         """
-        if self.num_open == self.num_parallel:
+        if self.all_are_open:
             return None
         source, length = self._find(tokens)
         tables = tuple(kind.pool.table() for kind in self._kinds)
@@ -340,16 +344,13 @@ class KVCache:
 
 
 def _kinds(
-    layers: Seq[CacheLayer], num_ctx: int, num_parallel: int, window: int, window_cells: int, sliding: Seq[bool]
+    layers: Seq[CacheLayer], num_ctx: int, num_parallel: int, window: int, window_cells: int
 ) -> tuple[CacheKind, ...]:
     """None without layers; the full layers, also where there are only sliding ones, since they count every token."""
     if not layers:
         return ()
-    is_sliding = sliding or [False] * len(layers)
-    chosen: dict[bool, list[CacheLayer]] = {False: [], True: []}
-    for layer, slides in zip(layers, is_sliding, strict=True):
-        chosen[slides].append(layer)
-    full = CacheKind(0, CellPool(num_ctx * num_parallel, num_ctx), chosen[False])
+    full = CacheKind(0, CellPool(num_ctx * num_parallel, num_ctx), (each for each in layers if not each.is_sliding))
     if not window:
         return (full,)
-    return full, CacheKind(1, CellPool(window_cells * num_parallel, num_ctx), chosen[True], window, window_cells)
+    sliding = (each for each in layers if each.is_sliding)
+    return full, CacheKind(1, CellPool(window_cells * num_parallel, num_ctx), sliding, window, window_cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runner import cache_types
 from runner.kernels import CacheTensor
 
 
@@ -16,3 +17,10 @@ class CacheLayer:
 
     keys: CacheTensor
     values: CacheTensor
+    is_sliding: bool = False
+    """Whether the layer sees only the last tokens, those of the model's window."""
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether keys are stored behind a Hadamard rotation, and queries have to be turned likewise."""
+        return cache_types.is_rotated(self.keys.type_name, self.keys.length)

@@ -59,7 +59,8 @@ class CacheStorage:
         sizes = self._sizes(self.num_cells)
         self._slabs = {name: devices[name].allocate(nbytes) for name, nbytes in sizes.items()}
         tensors = self._tensors(self.num_cells)
-        self.layers = tuple(map(CacheLayer, tensors[::2], tensors[1::2]))
+        is_sliding = (part.fixed_cells is not None for part in self._parts[::2])
+        self.layers = tuple(map(CacheLayer, tensors[::2], tensors[1::2], is_sliding))
 
     @property
     def nbytes(self) -> int:

@@ -51,9 +51,9 @@ class Admission:
 
     def admitted(self, active: Sequence[Completion]) -> Iterator[Completion]:
         """Gives sequences to those whose turn it is. ``active``: those who have one; it may grow meanwhile."""
+        if self._cache.all_are_open:
+            return
         for each in list(self._waiting):
-            if self._cache.num_open == self._cache.num_parallel:
-                return
             if self._should_follow(each, active):
                 continue
             work = each.work
@@ -62,6 +62,8 @@ class Admission:
             work.begin()
             self._waiting.remove(each)
             yield work
+            if self._cache.all_are_open:
+                return
 
     def _should_follow(self, each: _Waiting, active: Sequence[Completion]) -> bool:
         if each.leader is None and each.work.is_cached:
@@ -74,12 +76,13 @@ class Admission:
 
     def _leader(self, prompt: Int32Array, active: Sequence[Completion]) -> tuple[Completion | None, int]:
         """The request under way that will have computed most of what ``prompt`` begins with, if that saves enough."""
-        num_cached = self._cache.longest_prefix(prompt)
+        evaluating = [work for work in active if work.is_cached and not work.is_generating]
+        if not evaluating:
+            return None, 0
         best: Completion | None = None
-        most = num_cached + MIN_SAVED_TOKENS - 1
-        for work in active:
-            if work.is_cached and not work.is_generating:
-                shared = min(num_common(work.prompt, prompt), prompt.size - 1)
-                if shared > max(most, work.num_evaluated):
-                    best, most = work, shared
+        most = self._cache.longest_prefix(prompt) + MIN_SAVED_TOKENS - 1
+        for work in evaluating:
+            shared = min(num_common(work.prompt, prompt), prompt.size - 1)
+            if shared > max(most, work.num_evaluated):
+                best, most = work, shared
         return best, most

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from runner.cache.kv_cache import CacheFullError
 from runner.devices.base import OutOfMemoryError
-from runner.engine.completion import Completion
+from runner.engine.completion import Completion, RequestError
 from runner.engine.completion_lane import CompletionLane
 from runner.engine.embedding import EmbeddingJob
 from runner.engine.embedding_lane import EmbeddingLane
@@ -87,8 +87,8 @@ class Engine:
     def resize_cache(self, nbytes: int) -> Future[CacheSize]:
         """Thread-safe. Between two steps the KV cache shrinks or grows to what fits into ``nbytes``.
 
-        The future raises CacheFullError if running sequences need more, OutOfMemoryError if memory is short, and is
-        cancelled when the engine ends before.
+        The future raises CacheFullError if running sequences need more, OutOfMemoryError if memory is short, and
+        RequestError (503) when the engine ends before. Once it is cancelled nothing is resized.
         """
         future: Future[CacheSize] = Future()
         with self._changed:
@@ -96,7 +96,7 @@ class Engine:
                 self._budgets.append((nbytes, future))
                 self._changed.notify()
             else:
-                future.cancel()
+                future.set_exception(RequestError(self._closed_because, 503))
         return future
 
     def close(self, reason: str) -> None:
@@ -147,10 +147,10 @@ class Engine:
             while self._wait():
                 self.step()
             self._take_arrivals()
-            self._end_all(self._closed_because or "the engine has stopped")
+            reason = self._closed_because or "the engine has stopped"
+            self._end_all(reason)
             self._send()
-            for _, future in self._budgets:
-                future.cancel()
+            self._refuse_budgets(reason)
         except Exception:  # the thread's edge: its books are broken, so nobody can be told any more
             LOG.critical("error: the engine has failed", exc_info=True)
             self._on_failure()
@@ -158,10 +158,19 @@ class Engine:
     def _resize(self) -> None:
         while self._budgets:
             nbytes, future = self._budgets.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(self._cache.resize_within(nbytes))
-            except (CacheFullError, OutOfMemoryError) as error:
+            except Exception as error:
                 future.set_exception(error)
+                if not isinstance(error, (CacheFullError, OutOfMemoryError)):
+                    raise  # nobody knows what the cache holds now
+
+    def _refuse_budgets(self, reason: str) -> None:
+        for _, future in self._budgets:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(RequestError(reason, 503))
 
     def _tidy(self) -> None:
         """Brings the cells in use together where that is worth it: sooner when nobody waits for it."""

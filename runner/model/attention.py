@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from runner.cache.kv_cache import CacheLayer
-from runner.cache_types import is_rotated
+from runner.cache.layer import CacheLayer
 from runner.kernels import CacheTensor, Kernels
 from runner.model.spec import ModelSpec
 from runner.model.step import Float32Array, Step, Views, Visibility
@@ -41,7 +40,7 @@ class Attention:
         self._epsilon = spec.norm_epsilon
         self._key_length = spec.key_length
         self._cache = cache
-        self._is_rotated = cache is not None and is_rotated(cache.keys.type_name, spec.key_length)
+        self._is_rotated = cache is not None and cache.is_rotated
 
     def project(self, step: Step, views: Views) -> None:
         """Queries, keys and values of ``views.normed``; keys and values go to the cache."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from runner import cache_types
 from runner.cache.layer import CacheLayer
 from runner.kernels import Kernels
 from runner.model.attention import Attention
@@ -38,7 +37,6 @@ class Transformer:
         self._rotary = RotaryTable(spec.rope, factors)
         self._sliding_rotary = RotaryTable(spec.sliding_rope, factors) if spec.sliding_window else self._rotary
         self._embedding = Embedding(spec, weights)
-        self._sliding_cache = [layer for i, layer in enumerate(cache) if spec.window(i)]
         self._head = places[-1]
         self._output = (weights.need("output.weight"),) if spec.is_causal else ()
         self._output_norm = weights.get("output_norm.weight")
@@ -82,9 +80,7 @@ class Transformer:
         turns = {False: self._rotary.turn(distance), True: self._sliding_rotary.turn(distance)}
 
         def turn(layer: CacheLayer, cells: Int32Array) -> None:
-            is_sliding = any(layer is each for each in self._sliding_cache)
-            is_rotated = cache_types.is_rotated(layer.keys.type_name, layer.keys.length)
-            kernels.shift_keys(layer.keys, cells, turns[is_sliding], is_neox, is_rotated)
+            kernels.shift_keys(layer.keys, cells, turns[layer.is_sliding], is_neox, layer.is_rotated)
 
         return turn
 

@@ -25,12 +25,16 @@ class Rows:
 class Layer:
     keys: Rows
     values: Rows
+    is_sliding: bool = False
 
 
-def layer(num_cells: int) -> Layer:
-    return Layer(
-        Rows(np.zeros((num_cells, KEY_BYTES), np.uint8)), Rows(np.full((num_cells, VALUE_BYTES), 255, np.uint8))
-    )
+def layer(num_cells: int, is_sliding: bool = False) -> Layer:
+    keys, values = np.zeros((num_cells, KEY_BYTES), np.uint8), np.full((num_cells, VALUE_BYTES), 255, np.uint8)
+    return Layer(Rows(keys), Rows(values), is_sliding)
+
+
+def tokens(start: int, count: int) -> list[int]:
+    return list(range(start, start + count))
 
 
 def content(tokens: Int32Array, layer: int, part: int, length: int) -> np.ndarray:
@@ -55,7 +59,7 @@ class Bench:
         self.window_cells = min(num_ctx, window + slack) if window else 0
         self.layers = [
             layer(num_ctx * num_parallel),
-            layer((self.window_cells if window else num_ctx) * num_parallel),
+            layer((self.window_cells if window else num_ctx) * num_parallel, bool(window)),
         ]
         self.cache = KVCache(
             self.layers,  # type: ignore[arg-type]
@@ -63,7 +67,6 @@ class Bench:
             num_parallel=num_parallel,
             window=window,
             window_cells=self.window_cells,
-            sliding=(False, bool(window)),
             storage=self,
             **options,
         )
