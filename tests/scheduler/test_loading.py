@@ -14,6 +14,17 @@ GIB = 2**30
 TWO_GPUS = {"sim0": 8 * GIB, "sim1": 8 * GIB}
 
 
+async def load_b_after_a(world, until):
+    """Asks for both at once: "b" does not start before "a" is loaded."""
+    gate = world.hold("a")
+    first, second = world.start("a"), world.start("b")
+    await until(lambda: world.committed() == {"a"})
+    await asyncio.sleep(0.02)
+    assert [name for name, _ in world.started] == ["a"]
+    gate.set()
+    await asyncio.gather(first, second)
+
+
 async def test_loads_on_different_devices_go_side_by_side(new_world, until):
     world = new_world(gpus=TWO_GPUS)
     world.sizes.update(a=6 * GIB, b=6 * GIB)
@@ -32,13 +43,7 @@ async def test_loads_on_different_devices_go_side_by_side(new_world, until):
 async def test_a_device_belongs_to_one_load_at_a_time(new_world, until):
     """Both would fit on the one device; the second comes when the first one's bytes are known."""
     world = new_world(gpus={"sim0": 8 * GIB})
-    gate = world.hold("a")
-    first, second = world.start("a"), world.start("b")
-    await until(lambda: world.committed() == {"a"})
-    await asyncio.sleep(0.02)
-    assert [name for name, _ in world.started] == ["a"]
-    gate.set()
-    await asyncio.gather(first, second)
+    await load_b_after_a(world, until)
     assert world.names() == ["a", "b"]
 
 
@@ -88,13 +93,7 @@ async def test_host_memory_that_a_load_will_take_counts_as_well(new_world, until
     world = new_world()
     world.sizes.update(a=30 * GIB, b=40 * GIB)
     world.taken["a"] = 2 * GIB  # so far
-    gate = world.hold("a")
-    first, second = world.start("a"), world.start("b")
-    await until(lambda: world.committed() == {"a"})
-    await asyncio.sleep(0.02)
-    assert [name for name, _ in world.started] == ["a"]
-    gate.set()
-    await asyncio.gather(first, second)
+    await load_b_after_a(world, until)
 
 
 async def test_idle_models_go_while_another_load_has_other_devices(new_world, until):
@@ -145,13 +144,7 @@ async def test_a_loaded_model_is_served_while_several_load(new_world, until):
 
 async def test_the_limit_counts_loads_under_way(new_world, until):
     world = new_world(gpus=TWO_GPUS, max_loaded_models=1)
-    gate = world.hold("a")
-    requests = [world.start("a"), world.start("b")]
-    await until(lambda: world.committed() == {"a"})
-    await asyncio.sleep(0.02)
-    assert len(world.started) == 1
-    gate.set()
-    await asyncio.gather(*requests)
+    await load_b_after_a(world, until)
     assert world.names() == ["b"]
 
 

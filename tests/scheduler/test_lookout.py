@@ -13,6 +13,20 @@ from scheduler.lookout import Lookout
 MACHINE = Machine(SystemMemory(1, 1, 1))
 
 
+@pytest.fixture
+def may_answer():
+    return threading.Event()
+
+
+@pytest.fixture
+def hanging(may_answer):
+    """A lookout whose driver hangs until it may answer."""
+    lookout = Lookout(lambda: may_answer.wait(5) and MACHINE)
+    yield lookout
+    may_answer.set()
+    lookout.close()
+
+
 async def test_answers_and_errors():
     lookout = Lookout(lambda: MACHINE)
     assert await lookout.machine() == MACHINE
@@ -21,25 +35,20 @@ async def test_answers_and_errors():
     lookout.close()
 
 
-async def test_one_that_hangs_holds_up_no_other_thread():
-    may_answer = threading.Event()
-    lookout = Lookout(lambda: may_answer.wait(5) and MACHINE)
-    looks = [asyncio.create_task(lookout.machine()) for _ in range(50)]
+async def test_one_that_hangs_holds_up_no_other_thread(hanging, may_answer):
+    looks = [asyncio.create_task(hanging.machine()) for _ in range(50)]
     await asyncio.sleep(0)
     assert await asyncio.wait_for(asyncio.to_thread(lambda: "at once"), 2) == "at once"
     assert not any(look.done() for look in looks)
     may_answer.set()
     assert await asyncio.gather(*looks) == [MACHINE] * 50
-    lookout.close()
 
 
-async def test_those_who_wait_are_given_up_on_close():
-    may_answer = threading.Event()
-    lookout = Lookout(lambda: may_answer.wait(5) and MACHINE)
-    looks = [asyncio.create_task(lookout.machine()) for _ in range(3)]
+async def test_those_who_wait_are_given_up_on_close(hanging, may_answer):
+    looks = [asyncio.create_task(hanging.machine()) for _ in range(3)]
     await asyncio.sleep(0.01)
-    lookout.close()
-    lookout.close()
+    hanging.close()
+    hanging.close()
     may_answer.set()
     found = await asyncio.gather(*looks, return_exceptions=True)
     assert found[0] == MACHINE

@@ -1,18 +1,11 @@
-"""The engine over a fake model: who is in which batch, when requests end, and what one request's fault costs."""
+"""The engine over a fake model: who takes part in which step, what is computed again, and what is told of it."""
 
 from __future__ import annotations
 
-import threading
-import time
-from typing import Any
-
-import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.sequence import Batch
-from tests.runner.engine.fakes import NUM_VOCAB, Asked, Desk, alphabet
+from tests.runner.engine.fakes import Asked, Desk
 
 
 def test_tokens_come_one_a_step_and_the_final_line_counts_them() -> None:
@@ -132,183 +125,6 @@ def test_a_cancelled_request_frees_its_cells_within_one_step() -> None:
     assert desk.engine.stats().cache.num_used == 0
 
 
-# ---- what it tells -----------------------------------------------------------------------------
-
-
-def test_stats_count_what_happened() -> None:
-    desk = Desk(num_batch=8)
-    asked = [desk.complete("a" * 10, num_predict=3), desk.complete("b" * 4, num_predict=1)]
-    desk.complete("c")
-    before = desk.engine.stats()
-    assert (before.num_waiting, before.num_active) == (3, 0)
-    desk.engine.step()
-    assert (desk.engine.stats().num_waiting, desk.engine.stats().num_active) == (1, 1)
-    desk.engine.cancel(asked[0].work)
-    desk.run()
-    after = desk.engine.stats()
-    assert after.num_steps == len(desk.transformer.batches) == sum(after.step.counts)
-    assert after.num_batch_tokens == sum(map(sum, desk.transformer.batches))
-    assert after.num_batch_sequences == sum(map(len, desk.transformer.batches))
-    assert sum(after.queue.counts) == 3
-    assert sum(after.first_token.counts) == 2
-    assert after.cache.num_misses == 3
-    assert after.cache.num_used == after.cache.num_cached > 0
-
-
-# ---- ends --------------------------------------------------------------------------------------
-
-
-def test_an_end_token_ends_the_answer_and_is_counted_but_not_told() -> None:
-    desk = Desk()
-    asked = desk.complete("x", request={"top_logprobs": 0})
-    desk.run()
-    assert asked.text == "yz"
-    assert len(asked.logprobs) == len(asked.tokens) == 2
-    assert (asked.final["done_reason"], asked.final["eval_count"]) == ("stop", 3)
-
-
-def test_ignore_eos_goes_on_and_never_draws_an_end_token() -> None:
-    desk = Desk()
-    asked = desk.complete("y", ignore_eos=True, num_predict=30)
-    desk.run()
-    assert len(asked.tokens) == 30
-    assert ord("{") not in asked.tokens
-
-
-@pytest.mark.parametrize("num_predict", [-1, -2, 0, 1000])
-@pytest.mark.parametrize("may_shift", [True, False])
-def test_an_answer_whose_context_is_not_shifted_ends_where_it_does(num_predict: int, may_shift: bool) -> None:
-    desk = Desk(num_ctx=10, can_shift=not may_shift)
-    desk.transformer.next_logits = lambda _: alphabet(ord("k"))
-    asked = desk.complete("abcd", request={"shift": may_shift}, num_predict=num_predict)
-    desk.run()
-    assert asked.text == "l" * 7  # the last one takes no cell
-    assert asked.final["done_reason"] == "length"
-
-
-def test_an_answer_longer_than_the_context_shifts_it() -> None:
-    desk = Desk(num_ctx=10)
-    asked = desk.complete("abcd", num_predict=20, num_keep=2)
-    desk.run()
-    assert asked.text == "efghijklmnopqrstuvwx"
-    assert asked.final["done_reason"] == "length"
-    assert desk.transformer.shifts == [-4, -4, -4, -4]  # 10 are full; 2 stay, and half of the rest
-
-
-def test_an_answer_without_end_ends_after_ten_contexts() -> None:
-    desk = Desk(num_ctx=10)
-    desk.transformer.next_logits = lambda _: alphabet(ord("k"))
-    asked = desk.complete("abcd", num_predict=-1)
-    desk.run()
-    assert (len(asked.text), asked.final["done_reason"]) == (100, "length")
-
-
-def test_a_prompt_that_fills_the_context_gets_one_token_where_nothing_shifts() -> None:
-    desk = Desk(num_ctx=10)
-    asked = desk.complete("abcdefghij", request={"shift": False})
-    desk.run()
-    assert (asked.text, asked.final["done_reason"]) == ("k", "length")
-    assert "truncated" not in asked.final
-
-
-def test_the_earliest_stop_ends_the_answer_and_is_named() -> None:
-    desk = Desk()
-    asked = desk.complete("a", stop=("fgh", "de"), request={"top_logprobs": 1})
-    desk.run()
-    assert (asked.text, asked.final["done_reason"], asked.final["stopped_by"]) == ("bc", "stop", "de")
-    assert [entry["token"] for entry in asked.logprobs] == ["b", "c"]
-    assert asked.tokens == [ord("b"), ord("c")]
-    assert asked.final["eval_count"] == 4
-
-
-def test_a_stop_that_the_last_allowed_token_completes_is_a_stop() -> None:
-    desk = Desk()
-    asked = desk.complete("a", stop=("cd",), num_predict=3)
-    desk.run()
-    assert (asked.text, asked.final["done_reason"]) == ("b", "stop")
-
-
-def test_the_beginning_of_a_stop_is_told_when_the_answer_ends_without_it() -> None:
-    desk = Desk()
-    asked = desk.complete("a", stop=("cdX",), num_predict=3)
-    desk.run()
-    assert (asked.text, asked.final["done_reason"]) == ("bcd", "length")
-    assert [line["content"] for line in asked.lines[:-1]] == ["b", "cd"]
-
-
-def test_a_character_of_several_tokens_is_told_whole() -> None:
-    follows = dict(zip(b"a\xe2\x82\xacb", b"\xe2\x82\xacb{", strict=True))
-    desk = Desk()
-    desk.transformer.next_logits = lambda token: alphabet(follows[token] - 1)
-    asked = desk.complete("a")
-    desk.run()
-    assert [line.get("content") for line in asked.lines] == ["€", "b", None]
-
-
-# ---- options -----------------------------------------------------------------------------------
-
-
-def test_logprobs_are_of_the_raw_logits_with_the_best_first() -> None:
-    desk = Desk()
-    asked = desk.complete("a", num_predict=1, presence_penalty=50, request={"top_logprobs": 2})
-    desk.run()
-    (entry,) = asked.logprobs
-    assert (entry["id"], entry["token"], entry["bytes"]) == (ord("b"), "b", [ord("b")])
-    assert entry["logprob"] == pytest.approx(20 - np.log(np.exp(20) + 255), abs=1e-4)
-    assert [top["id"] for top in entry["top_logprobs"]] == [ord("b"), 0]
-
-
-def test_penalties_act_on_the_prompt_and_on_the_answer() -> None:
-    def two_favourites(_: int) -> Any:
-        logits = np.zeros(NUM_VOCAB, np.float32)
-        logits[[ord("p"), ord("q")]] = (5, 4)
-        return logits
-
-    desk = Desk()
-    desk.transformer.next_logits = two_favourites
-    plain = desk.complete("a", num_predict=2)
-    desk.run()
-    penalized = desk.complete("a", num_predict=2, presence_penalty=2)
-    prompted = desk.complete("p", num_predict=1, frequency_penalty=2)
-    desk.run()
-    forgotten = desk.complete("p", num_predict=1, frequency_penalty=2, repeat_last_n=0)
-    desk.run()
-    assert [a.text for a in (plain, penalized, prompted, forgotten)] == ["pp", "pq", "q", "p"]
-
-
-def test_a_seed_gives_the_same_answer_whatever_else_is_in_the_batch() -> None:
-    def flat(token: int) -> Any:
-        return np.cos(np.arange(NUM_VOCAB) * (token + 1)).astype(np.float32)
-
-    options = {"temperature": 1.0, "num_predict": 12, "ignore_eos": True}
-    alone = Desk(num_batch=64)
-    alone.transformer.next_logits = flat
-    expected = alone.complete("hello", seed=5, **options)
-    other = alone.complete("hello", seed=6, **options)
-    alone.run()
-    crowd = Desk(num_parallel=4, num_batch=3)
-    crowd.transformer.next_logits = flat
-    crowded = [crowd.complete("hello", seed=seed, **options) for seed in (1, 5, 2, 5)]
-    crowd.run()
-    assert crowded[1].tokens == crowded[3].tokens == expected.tokens != other.tokens
-
-
-def test_without_a_seed_answers_differ() -> None:
-    desk = Desk()
-    desk.transformer.next_logits = lambda _: np.zeros(NUM_VOCAB, np.float32)
-    asked = [desk.complete("a", temperature=1.0, top_k=0, num_predict=12, ignore_eos=True) for _ in range(2)]
-    desk.run()
-    assert asked[0].tokens != asked[1].tokens
-
-
-def test_rows_beyond_the_vocabulary_are_never_drawn() -> None:
-    desk = Desk()
-    desk.transformer.next_logits = lambda _: np.arange(NUM_VOCAB, dtype=np.float32)
-    asked = desk.complete("a", num_predict=1, request={"top_logprobs": 20})
-    desk.run()
-    assert asked.tokens == [255]
-
-
 # ---- cancellation ------------------------------------------------------------------------------
 
 
@@ -353,124 +169,30 @@ def test_cancelling_during_a_step_delivers_nothing_of_it() -> None:
     assert asked.lines == []
 
 
-# ---- faults ------------------------------------------------------------------------------------
+# ---- what it tells -----------------------------------------------------------------------------
 
 
-def test_a_failing_forward_pass_ends_its_batch_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk(num_parallel=2)
-
-    def fail(batch: Batch) -> None:
-        if ord("!") in batch.tokens:
-            raise RuntimeError("kernel trouble")
-
-    desk.transformer.before = fail
-    bad, beside, after = (desk.complete(prompt, num_predict=2) for prompt in ("!", "a", "c"))
+def test_stats_count_what_happened() -> None:
+    desk = Desk(num_batch=8)
+    asked = [desk.complete("a" * 10, num_predict=3), desk.complete("b" * 4, num_predict=1)]
+    desk.complete("c")
+    before = desk.engine.stats()
+    assert (before.num_waiting, before.num_active) == (3, 0)
+    desk.engine.step()
+    assert (desk.engine.stats().num_waiting, desk.engine.stats().num_active) == (1, 1)
+    desk.engine.cancel(asked[0].work)
     desk.run()
-    assert bad.lines == beside.lines == [{"error": "RuntimeError: kernel trouble"}]
-    assert after.text == "de"
-    assert "kernel trouble" in caplog.text
-    assert "Traceback" in caplog.text
+    after = desk.engine.stats()
+    assert after.num_steps == len(desk.transformer.batches) == sum(after.step.counts)
+    assert after.num_batch_tokens == sum(map(sum, desk.transformer.batches))
+    assert after.num_batch_sequences == sum(map(len, desk.transformer.batches))
+    assert sum(after.queue.counts) == 3
+    assert sum(after.first_token.counts) == 2
+    assert after.cache.num_misses == 3
+    assert after.cache.num_used == after.cache.num_cached > 0
 
 
-def test_broken_logits_end_one_request_only() -> None:
-    desk = Desk()
-    desk.transformer.next_logits = lambda token: alphabet(token) * (np.nan if token == ord("!") else 1)
-    bad, good = desk.complete("!"), desk.complete("a", num_predict=2)
-    desk.run()
-    assert "not" in bad.final["error"] or "finite" in bad.final["error"]
-    assert good.text == "bc"
-
-
-def test_a_fault_while_choosing_ends_one_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk()
-    bad, good = desk.complete("x"), desk.complete("a", num_predict=2)
-
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError("oops")
-
-    monkeypatch.setattr(bad.work, "draw", fail)
-    desk.run()
-    assert bad.lines == [{"error": "ZeroDivisionError: oops"}]
-    assert good.text == "bc"
-
-
-# ---- the thread --------------------------------------------------------------------------------
-
-
-def wait_for(condition: Any, seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def test_the_thread_works_when_asked_and_sleeps_otherwise() -> None:
-    desk = Desk()
-    steps: list[int] = []
-    step = desk.engine.step
-    desk.engine.step = lambda: (steps.append(1), step())[1]  # type: ignore[method-assign]
-    desk.engine.start()
-    for _ in range(3):
-        asked = desk.complete("a", num_predict=4)
-        wait_for(lambda asked=asked: asked.lines and "done" in asked.lines[-1])
-    time.sleep(0.05)
-    assert len(steps) == 12
-    desk.engine.close("enough")
-    desk.engine.join()
-
-
-def test_a_fault_that_nobody_can_be_told_of_ends_the_engine_loudly(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    desk = Desk()
-    failed = threading.Event()
-    monkeypatch.setattr(desk.engine, "_on_failure", failed.set)
-
-    def broken(*_: Any, **__: Any) -> None:
-        raise KeyError("the books are broken")
-
-    monkeypatch.setattr(desk.model.cache, "advance", broken)
-    monkeypatch.setattr(desk.model.cache, "close", broken)
-    desk.engine.start()
-    desk.complete("a")
-    assert failed.wait(5)
-    desk.engine.join()
-    assert "the engine has failed" in caplog.text
-
-
-def test_a_failing_shift_ends_one_request_only(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk(num_ctx=10)
-
-    def broken(_layer: Any, _cells: Any) -> None:
-        raise RuntimeError("no such kernel")
-
-    desk.transformer.shifted_by = lambda _: broken  # type: ignore[method-assign]
-    long, short = desk.complete("abcd", num_predict=20), desk.complete("abcd", num_predict=3)
-    desk.run()
-    assert long.lines[-1] == {"error": "RuntimeError: no such kernel"}
-    assert short.text == "efg"
-    assert "shifting a context failed" in caplog.text
-
-
-def test_close_ends_everything_with_its_reason_and_later_work_is_told_so() -> None:
-    desk = Desk(num_parallel=1, pooling="mean")
-    has_begun, may_go_on = threading.Event(), threading.Event()
-
-    def hold(_: Batch) -> None:
-        has_begun.set()
-        may_go_on.wait(5)
-
-    desk.transformer.before = hold
-    desk.engine.start()
-    running, waiting, job = desk.complete("a"), desk.complete("a"), desk.embed("a")
-    assert has_begun.wait(5)
-    desk.engine.close("unloaded")
-    may_go_on.set()
-    desk.engine.join()
-    late = desk.complete("a")
-    for asked in (running, waiting, job, late):
-        assert asked.lines[-1] == {"error": "unloaded"}
-    assert desk.model.cache.num_open == 0
+# ---- everything at random ----------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=60)
