@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 from runner.cache.storage import CacheStorage
 from runner.devices.base import Device
-from runner.footprint import (
-    CPU,
-    DeviceName,
-    device_workspace,
-    places,
-)
+from runner.footprint import CPU, DeviceName, device_workspace, places
 from runner.gguf import GGUFFile
 from runner.kernels import Kernels
 from runner.model.spec import ModelSpec

@@ -108,7 +108,7 @@ class SimLedger:
         held = {}
         for path in self._folder.glob(f"{self._device}.*.held"):
             pid = int(path.name.split(".")[-2])
-            if not _is_locked(path):  # also where a dead process had the number that this one has now
+            if not is_locked(path):  # also where a dead process had the number that this one has now
                 path.unlink(missing_ok=True)
             else:
                 held[pid] = int(path.read_text() or 0)
@@ -123,10 +123,13 @@ class SimLedger:
         os.ftruncate(self._own, len(text))
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether the process that made this file still lives."""
+def is_locked(path: Path) -> bool:
+    """Whether the process that made this file, and locked it, still lives. False where there is no file.
+
+    Raises OSError where that is not ours to know.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

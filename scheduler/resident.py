@@ -55,7 +55,7 @@ class State(Enum):
 
 
 class Resident:
-    """Everything that changes about one model. Belongs to the event loop; only ``Scheduler`` changes it."""
+    """Everything about one model that changes: in ``Scheduler``, ``Loads`` and ``Unloads``, on their event loop."""
 
     def __init__(self, model: ModelFile, options: LoadOptions, keep_alive_s: float, clock: Clock) -> None:
         self.model = model

@@ -2,7 +2,8 @@
 
 One runner per model file. A request for a loaded model gets it at once; other requests wait for a load, and those for
 the same model wait for the same load. A load belongs to the scheduler and not to the request that caused it: a client
-that leaves does not abort it once it has begun. ``scheduler.loading`` says how several loads go side by side.
+that leaves does not abort it once it has begun. ``scheduler.loading`` says how several loads go side by side,
+``scheduler.unloading`` when and how a model goes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from scheduler.clock import Clock, SystemClock
 from scheduler.crashes import Crashes
@@ -23,14 +23,12 @@ from scheduler.errors import (
     LayoutError,
     LayoutNotAllocatedError,
     QueueFullError,
-    RunnerExitedError,
-    RunnerUnreachableError,
     SchedulerError,
     SettingsError,
     ShuttingDownError,
 )
 from scheduler.estimate import Estimates, Estimator
-from scheduler.events import Eviction, NoObserver, Observer, Unload
+from scheduler.events import NoObserver, Observer, Unload
 from scheduler.gpu import GPU
 from scheduler.keep_alive import FOREVER_S
 from scheduler.loading import AbandonedError, Loads, Workshop
@@ -41,12 +39,13 @@ from scheduler.rehearsal import Case
 from scheduler.resident import ModelState, Resident, RunningModel, State
 from scheduler.settings import SchedulerSettings
 from scheduler.spawn import Spawn, spawn_runner
+from scheduler.tasks import Tasks
+from scheduler.unloading import Unloads
 
 __all__ = ["LoadOptions", "ModelFile", "ModelState", "RunningModel", "Scheduler", "SchedulerSettings"]
 
 LOG = logging.getLogger("scheduler")
 
-_LOAD = "load "  # how the names of load tasks begin
 _NO_OPTIONS = LoadOptions()
 _REFUSALS = (LayoutError, LayoutNotAllocatedError, SettingsError)  # that other options may not meet
 
@@ -79,6 +78,7 @@ class Scheduler:
         self._residents: dict[Path, Resident] = {}
         self._crashes = Crashes()
         self._num_waiting = 0
+        self._unloads = Unloads(self._residents, self._crashes, self._clock, self._observer)
         self._loads = Loads(
             Workshop(
                 settings=self._settings,
@@ -89,9 +89,9 @@ class Scheduler:
                 observer=self._observer,
             ),
             self._residents,
-            self._evict,
+            self._unloads.evict,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._load_tasks = Tasks()
         self._is_closed = False
 
     # ---- the server's side ---------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Scheduler:
             return
         resident.keep_alive_s = 0.0
         if resident.state is State.READY and resident.is_idle:
-            self._retire(resident, Unload.ASKED)
+            self._unloads.retire(resident, Unload.ASKED)
             await resident.gone.wait()
 
     def running(self) -> list[RunningModel]:
@@ -156,17 +156,10 @@ class Scheduler:
     async def close(self) -> None:
         """Stops every runner, whatever it is doing. ``acquire`` refuses from now on."""
         self._is_closed = True
-        for resident in list(self._residents.values()):
-            resident.num_users = 0
-            self._retire(resident, Unload.SHUTDOWN)
-            self._stop_if_idle(resident)
-        for task in self._tasks:
-            if task.get_name().startswith(_LOAD):
-                task.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        for resident in list(self._residents.values()):  # their loads were cancelled before they began
-            self._forget(resident, ShuttingDownError())
+        self._unloads.retire_all()
+        self._load_tasks.cancel()
+        await self._load_tasks.wait()
+        await self._unloads.close()
         self.devices.close()
         self._lookout.close()
 
@@ -243,7 +236,7 @@ class Scheduler:
             if not is_right:
                 self._leave(resident)
         if not is_right:
-            self._retire(resident, Unload.RELOAD)
+            self._unloads.retire(resident, Unload.RELOAD)
         return is_right
 
     def _must_reload(self, resident: Resident, options: LoadOptions) -> bool:
@@ -259,29 +252,15 @@ class Scheduler:
         if resident.num_users == 0:
             return  # close() has sent everybody away
         resident.leave()
-        if resident.num_users > 0:
-            return
-        self._stop_if_idle(resident)
-        if resident.state is State.READY:
-            self._await_expiry(resident)
-
-    def _await_expiry(self, resident: Resident) -> None:
-        if resident.keep_alive_s <= 0:
-            self._retire(resident, Unload.ASKED)
-        elif resident.keep_alive_s < FOREVER_S:
-            resident.timer = self._clock.call_later(resident.keep_alive_s, lambda: self._expire(resident))
-
-    def _expire(self, resident: Resident) -> None:
-        if resident.state is State.READY:
-            LOG.info("%s was not used for %g s", resident.model.name, resident.keep_alive_s)
-            self._retire(resident, Unload.EXPIRED)
+        if resident.is_idle:
+            self._unloads.after_last_request(resident)
 
     # ---- loading -------------------------------------------------------------------------------
 
     def _begin(self, model: ModelFile, options: LoadOptions, keep_alive_s: float) -> Resident:
         resident = Resident(model, options, keep_alive_s, self._clock)
         self._residents[model.path] = resident
-        self._start_task(f"{_LOAD}{model.name}", self._load(resident))
+        self._load_tasks.start(f"load {model.name}", self._load(resident))
         return resident
 
     async def _load(self, resident: Resident) -> None:
@@ -290,108 +269,26 @@ class Scheduler:
         try:
             await self._loads.load(resident)
         except AbandonedError:
-            self._drop(resident)
+            self._unloads.drop(resident)
             return
         except SchedulerError as error:
             LOG.warning("%s did not load: %s", resident.model.name, error)
-            await self._clear_away(resident, error)
+            await self._unloads.clear_away(resident, error)
             return
         except asyncio.CancelledError:
-            await self._clear_away(resident, ShuttingDownError())
+            await self._unloads.clear_away(resident, ShuttingDownError())
             return
         except BaseException as error:
-            await self._clear_away(resident, error)
+            await self._unloads.clear_away(resident, error)
             raise
         ready_at = self._clock.monotonic()
         resident.load_duration_ns = int((ready_at - asked_at) * 1e9)
         resident.state = State.READY
         self._observer.loaded(resident.model.name, ready_at - resident.began_at_s, resident.phases)
-        self._start_task(f"watch {resident.model.name}", self._watch(resident))
+        self._unloads.watch(resident)
         resident.ready.set_result(None)
         if resident.is_idle:  # everybody who wanted it has left
-            self._await_expiry(resident)
-
-    def _evict(self, resident: Resident, reason: Eviction) -> None:
-        LOG.info("unloading %s to make room", resident.model.name)
-        held = resident.memory.total_bytes if resident.memory else 0
-        self._observer.evicted(resident.model.name, reason, held)
-        self._retire(resident, Unload.EVICTED)
-
-    # ---- leaving -------------------------------------------------------------------------------
-
-    def _retire(self, resident: Resident, reason: Unload) -> None:
-        """Takes no new request from now on, and stops when nobody uses it."""
-        if resident.state is not State.READY:
-            return
-        resident.state = State.LEAVING
-        resident.unload = reason
-        resident.cancel_timer()
-        self._stop_if_idle(resident)
-
-    def _stop_if_idle(self, resident: Resident) -> None:
-        if resident.state is State.LEAVING and resident.is_idle:
-            resident.state = State.STOPPING
-            self._start_task(f"stop {resident.model.name}", self._stop(resident))
-
-    async def _stop(self, resident: Resident) -> None:
-        LOG.info("unloading %s", resident.model.name)
-        await self._clear_away(resident)
-
-    async def _watch(self, resident: Resident) -> None:
-        """A process that ends without being asked is forgotten, so that the next request starts a new one."""
-        assert resident.started is not None
-        last_words = await resident.started.process.wait()
-        if resident.state in (State.READY, State.LEAVING):
-            LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
-            resident.unload = Unload.CRASHED
-            self._count_crash(resident, last_words)
-            await self._clear_away(resident)
-
-    async def _clear_away(self, resident: Resident, error: BaseException | None = None) -> None:
-        """Ends the process and forgets the resident. May be called again."""
-        resident.cancel_timer()
-        try:
-            if resident.started is not None:
-                await resident.started.stop()
-        finally:
-            self._forget(resident, error)
-
-    def _forget(self, resident: Resident, error: BaseException | None = None) -> None:
-        """``error`` is what those get who still wait for it to load."""
-        if resident.state is State.GONE:
-            return
-        self._tell_end(resident, error)
-        self._drop(resident)
-        if error is not None and not resident.ready.done():
-            resident.ready.set_exception(error)
-
-    def _drop(self, resident: Resident) -> None:
-        resident.state = State.GONE
-        if self._residents.get(resident.model.path) is resident:
-            del self._residents[resident.model.path]
-        resident.gone.set()
-
-    def _tell_end(self, resident: Resident, error: BaseException | None) -> None:
-        if error is None:
-            self._observer.unloaded(resident.model.name, resident.unload)
-            return
-        if isinstance(error, (RunnerExitedError, RunnerUnreachableError)):
-            self._count_crash(resident, error.last_words)
-        self._observer.load_failed(resident.model.name, error)
-
-    def _count_crash(self, resident: Resident, last_words: str) -> None:
-        self._crashes.add(resident.model.path, self._clock.monotonic(), last_words)
-        self._observer.crashed(resident.model.name)
-
-    def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._end_task)
-
-    def _end_task(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            LOG.error("%s failed", task.get_name(), exc_info=error)
+            self._unloads.after_last_request(resident)
 
 
 def _normal(keep_alive_s: float) -> float:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.sim_ledger import SimLedger
+from runner.sim_ledger import SimLedger, is_locked
 from scheduler.gpu import GPU
 
 LIBRARY = "sim"
@@ -81,17 +81,6 @@ def _remove(folder: Path, lock: int) -> None:
 def _remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # somebody else's; or another server is doing the same
-            if _is_abandoned(folder):
+            owner = folder / _OWNER
+            if owner.exists() and not is_locked(owner):  # it lives no more
                 shutil.rmtree(folder)
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether it has an owner who lives no more. Raises OSError where that is not ours to know."""
-    lock = os.open(folder / _OWNER, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(lock)
-    return True

@@ -34,14 +34,14 @@ FLOORS = {
     "scheduler": (
         ("scheduler.", "scheduler.sizes", "scheduler.clock", "scheduler.events", "scheduler.errors",
          "scheduler.crashes", "scheduler.settings", "scheduler.stream", "scheduler.environment", "scheduler.last_words",
-         "scheduler.keep_alive", "scheduler.kv_cache_type"),
+         "scheduler.keep_alive", "scheduler.kv_cache_type", "scheduler.tasks"),
         ("scheduler.gpu", "scheduler.system_memory", "scheduler.oom_kills", "scheduler.sim", "scheduler.nvml",
          "scheduler.visible_gpus", "scheduler.cuda_child", "scheduler.cuda_probe", "scheduler.devices",
          "scheduler.lookout", "scheduler.reservations", "scheduler.eviction", "scheduler.freed_memory",
          "scheduler.hypothetical", "scheduler.options", "scheduler.report", "scheduler.estimate"),
         ("scheduler.layout", "scheduler.process", "scheduler.client", "scheduler.spawn"),
         ("scheduler.load", "scheduler.resident", "scheduler.stats", "scheduler.bring_up", "scheduler.rehearsal",
-         "scheduler.plan", "scheduler.placement", "scheduler.loading"),
+         "scheduler.plan", "scheduler.placement", "scheduler.loading", "scheduler.unloading"),
         ("scheduler.scheduler",),
     ),
     "server": (

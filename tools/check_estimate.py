@@ -10,6 +10,7 @@ line per model, a line per difference, and last ``N of M equal``; exits 1 unless
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import tempfile
@@ -179,6 +180,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]) if arguments else DEFAULT_FOLDER
     paths = sorted(path for path in folder.rglob("*.gguf") if not LATER_SHARD.search(path.name))
     num_equal = num_all = 0
+    gc.freeze()  # every CLOSE collects garbage, of which there is none among the modules
     for path in [*paths, *([] if arguments else [DEMO])]:
         try:
             found = list(compare(path))

@@ -27,6 +27,10 @@ Pooling = Literal["mean", "cls", "last"]
 
 MAX_LAYERS = 4096
 MAX_DIMENSION = 1 << 24
+MAX_HEADS = 1 << 16
+MAX_HEAD_LENGTH = 8192
+MAX_EXPERTS = 1 << 16
+MAX_TOKENS = 1 << 40
 
 
 class ModelError(ValueError):
@@ -98,7 +102,6 @@ class ModelSpec:
     value_length: int
     norm_epsilon: float
     attention_scale: float
-    embedding_scale: float
     rope: RopeSpec
     sliding_rope: RopeSpec
     sliding_window: int  # tokens a sliding layer sees, itself included; 0: none
@@ -108,6 +111,10 @@ class ModelSpec:
     final_softcap: float
     pooling: Pooling | None
     parameter_count: int
+
+    @property
+    def embedding_scale(self) -> float:
+        return math.sqrt(self.embedding_length) if self.facts.scales_embedding else 1.0
 
     @property
     def is_causal(self) -> bool:
@@ -169,45 +176,29 @@ def read_spec(gguf: GGUFFile) -> ModelSpec:
         UnknownArchitectureError: the architecture has no row; the message lists the known ones.
         ModelError: a key is missing, of the wrong type, or out of range.
     """
-    architecture = gguf.architecture
-    facts = ARCHITECTURES.get(architecture)
-    if facts is None:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise UnknownArchitectureError(f"architecture {architecture!r} is not known; known are: {known}")
-    keys = _Keys(gguf.metadata, architecture)
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise ModelError("token_embd.weight is missing or not a matrix")
-
+    facts = _facts(gguf.architecture)
+    keys = _Keys(gguf.metadata, gguf.architecture)
+    embedding_length, num_vocab = _embedding(gguf, keys)
     num_layers = keys.integer("block_count", low=1, high=MAX_LAYERS)
-    embedding_length = keys.integer("embedding_length", low=1)
-    num_heads = keys.integer("attention.head_count", low=1, high=65536)
-    num_kv_heads = keys.integer("attention.head_count_kv", num_heads, low=1, high=65536)
-    if num_heads % num_kv_heads:
-        raise ModelError(f"{num_heads} heads cannot share {num_kv_heads} key/value heads evenly")
-    if embedding.shape[0] != embedding_length:
-        raise ModelError(f"token_embd.weight has rows of {embedding.shape[0]}; embedding_length is {embedding_length}")
-    head_dim = embedding_length // num_heads
-    key_length = keys.integer("attention.key_length", head_dim, low=1, high=8192)
+    heads = _heads(keys, embedding_length)
     sliding_window, sliding_layers = _sliding(keys, facts, num_layers)
-    num_experts = keys.integer("expert_count", 0, high=65536)
+    num_experts = keys.integer("expert_count", 0, high=MAX_EXPERTS)
     return ModelSpec(
-        architecture=architecture,
+        architecture=gguf.architecture,
         facts=facts,
         num_layers=num_layers,
-        context_length=keys.integer("context_length", low=1, high=1 << 40),
+        context_length=keys.integer("context_length", low=1, high=MAX_TOKENS),
         embedding_length=embedding_length,
         feed_forward_length=keys.integer("feed_forward_length", low=1),
-        num_vocab=int(embedding.shape[1]),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        key_length=key_length,
-        value_length=keys.integer("attention.value_length", head_dim, low=1, high=8192),
+        num_vocab=num_vocab,
+        num_heads=heads.num,
+        num_kv_heads=heads.num_kv,
+        key_length=heads.key_length,
+        value_length=heads.value_length,
         norm_epsilon=_epsilon(keys, facts),
-        attention_scale=_attention_scale(keys, architecture, num_layers, head_dim, key_length),
-        embedding_scale=math.sqrt(embedding_length) if facts.scales_embedding else 1.0,
-        rope=_rope(keys, facts, key_length),
-        sliding_rope=_sliding_rope(keys, facts, key_length),
+        attention_scale=_attention_scale(keys, gguf.architecture, num_layers, heads),
+        rope=_rope(keys, facts, heads.key_length),
+        sliding_rope=_sliding_rope(keys, facts, heads.key_length),
         sliding_window=sliding_window,
         sliding_layers=sliding_layers,
         num_experts=num_experts,
@@ -215,6 +206,49 @@ def read_spec(gguf: GGUFFile) -> ModelSpec:
         final_softcap=keys.number("final_logit_softcapping", 0.0),
         pooling=_pooling(keys, facts),
         parameter_count=sum(math.prod(t.shape) for t in gguf.tensors.values()),
+    )
+
+
+def _facts(architecture: str) -> Facts:
+    facts = ARCHITECTURES.get(architecture)
+    if facts is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UnknownArchitectureError(f"architecture {architecture!r} is not known; known are: {known}")
+    return facts
+
+
+def _embedding(gguf: GGUFFile, keys: _Keys) -> tuple[int, int]:
+    """The length of a token's row, and how many tokens there are."""
+    tensor = gguf.tensors.get("token_embd.weight")
+    if tensor is None or len(tensor.shape) != 2:
+        raise ModelError("token_embd.weight is missing or not a matrix")
+    length = keys.integer("embedding_length", low=1)
+    if tensor.shape[0] != length:
+        raise ModelError(f"token_embd.weight has rows of {tensor.shape[0]}; embedding_length is {length}")
+    return length, int(tensor.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    num: int
+    num_kv: int
+    share: int  # of the embedding; how long a head is unless the file says otherwise
+    key_length: int
+    value_length: int
+
+
+def _heads(keys: _Keys, embedding_length: int) -> _Heads:
+    num = keys.integer("attention.head_count", low=1, high=MAX_HEADS)
+    num_kv = keys.integer("attention.head_count_kv", num, low=1, high=MAX_HEADS)
+    if num % num_kv:
+        raise ModelError(f"{num} heads cannot share {num_kv} key/value heads evenly")
+    share = embedding_length // num
+    return _Heads(
+        num=num,
+        num_kv=num_kv,
+        share=share,
+        key_length=keys.integer("attention.key_length", share, low=1, high=MAX_HEAD_LENGTH),
+        value_length=keys.integer("attention.value_length", share, low=1, high=MAX_HEAD_LENGTH),
     )
 
 
@@ -227,14 +261,14 @@ def _epsilon(keys: _Keys, facts: Facts) -> float:
     return keys.number(key)
 
 
-def _attention_scale(keys: _Keys, architecture: str, num_layers: int, head_dim: int, key_length: int) -> float:
+def _attention_scale(keys: _Keys, architecture: str, num_layers: int, heads: _Heads) -> float:
     # The 27B Gemma 3 (62 layers) scales by its embedding share of a head (168), not by the head's length (128).
-    per_head = head_dim if architecture == "gemma3" and num_layers == 62 else key_length
+    per_head = heads.share if architecture == "gemma3" and num_layers == 62 else heads.key_length
     return keys.number("attention.scale", 0.0) or 1.0 / math.sqrt(per_head)
 
 
 def _sliding(keys: _Keys, facts: Facts, num_layers: int) -> tuple[int, tuple[bool, ...]]:
-    window = keys.integer("attention.sliding_window", 0, high=1 << 40) if facts.sliding_pattern else 0
+    window = keys.integer("attention.sliding_window", 0, high=MAX_TOKENS) if facts.sliding_pattern else 0
     if not window:
         return 0, (False,) * num_layers
     pattern = keys.get("attention.sliding_window_pattern", facts.sliding_pattern)
@@ -267,8 +301,8 @@ def _rope(keys: _Keys, facts: Facts, key_length: int) -> RopeSpec:
         base=base,
         scaling=scaling,
         factor=factor if scaling != "none" else 1.0,
-        original_context=keys.integer("rope.scaling.original_context_length", 0, high=1 << 40)
-        or keys.integer("context_length", low=1, high=1 << 40),
+        original_context=keys.integer("rope.scaling.original_context_length", 0, high=MAX_TOKENS)
+        or keys.integer("context_length", low=1, high=MAX_TOKENS),
         attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),

@@ -98,6 +98,9 @@ SAMPLING: Mapping[str, Callable[[Any], Any]] = {
 CACHE_PROMPT = "cache_prompt"
 """Option of one completion that is no matter of sampling (llama.cpp's name): whether the cache may have its prompt."""
 
+COMPLETION: Mapping[str, Callable[[Any], Any]] = {**SAMPLING, CACHE_PROMPT: _boolean}
+"""All options of one completion."""
+
 LOADING: Mapping[str, tuple[Callable[[Any], Any], int | None]] = {
     "num_ctx": (_context_length, 4),
     "num_batch": (_integer, 1),
@@ -142,21 +145,22 @@ class Options:
 
 def read_options(given: Mapping[str, Any] | None) -> Options:
     """Sort and check a request's ``options``; a null value counts as not given. Raises OptionError."""
-    sampling: dict[str, Any] = {}
-    loading: dict[str, Any] = {}
-    cache_prompt = True
-    for name, value in (given or {}).items():
-        if value is None:
-            continue
-        if name in SAMPLING:
-            sampling[name] = _read(name, value, SAMPLING[name])
-        elif name in LOADING:
-            loading[name] = read_loading(name, value)
-        elif name == CACHE_PROMPT:
-            cache_prompt = _read(name, value, _boolean)
-        else:
-            _refuse_unless_without_effect(name, value)
-    return Options(sampling_options(sampling), loading, cache_prompt)
+    found = {name: _read_any(name, value) for name, value in (given or {}).items() if value is not None}
+    return Options(
+        sampling=sampling_options({name: value for name, value in found.items() if name in SAMPLING}),
+        loading={name: value for name, value in found.items() if name in LOADING},
+        cache_prompt=found.get(CACHE_PROMPT, True),
+    )
+
+
+def _read_any(name: str, value: Any) -> Any:
+    """The checked value; None for an option without effect. Raises OptionError."""
+    if name in COMPLETION:
+        return _read(name, value, COMPLETION[name])
+    if name in LOADING:
+        return read_loading(name, value)
+    _refuse_unless_without_effect(name, value)
+    return None
 
 
 def read_loading(name: str, value: Any) -> Any:
@@ -189,7 +193,7 @@ def _read(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
 
 def _refuse_unless_without_effect(name: str, value: Any) -> None:
     if name not in WITHOUT_EFFECT:
-        raise OptionError(f'unknown option "{name}"; known: {", ".join((*SAMPLING, CACHE_PROMPT, *LOADING))}')
+        raise OptionError(f'unknown option "{name}"; known: {", ".join((*COMPLETION, *LOADING))}')
     neutral = WITHOUT_EFFECT[name]
     if neutral is not ANY and value != neutral:
         raise OptionError(

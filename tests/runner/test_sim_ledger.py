@@ -13,7 +13,7 @@ import pytest
 
 from runner.devices.base import OutOfMemoryError
 from runner.devices.sim import SimDevice
-from runner.sim_ledger import SimLedger
+from runner.sim_ledger import SimLedger, is_locked
 
 HOLDER = """
 import sys, time
@@ -99,3 +99,15 @@ def test_memory_that_comes_back_in_the_middle_of_a_look_is_not_waited_for(
     monkeypatch.setattr(SimLedger, "_held", interrupted)
     assert ledger.take(100) is None
     assert ledger.held_bytes() == 500
+
+
+def test_a_file_is_locked_while_the_process_that_locked_it_lives(ledger: SimLedger, tmp_path: Path) -> None:
+    assert ledger.take(1) is None
+    (own,) = (tmp_path / "ledger").glob("*.held")
+    assert is_locked(own)
+    (tmp_path / "file").touch()
+    assert not is_locked(tmp_path / "file")
+    assert not is_locked(tmp_path / "nothing")
+    (tmp_path / "link").symlink_to(own)
+    with pytest.raises(OSError, match="link"):  # it is not followed: it may be somebody else's trap
+        is_locked(tmp_path / "link")

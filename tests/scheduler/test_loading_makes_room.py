@@ -91,7 +91,7 @@ async def test_a_model_on_its_way_out_is_waited_for_rather_than_another_unloaded
     world.sizes.update(a=4 * GIB, b=4 * GIB, c=4 * GIB)
     await world.use("b")
     async with world.scheduler.acquire(world.model("a")):
-        world.scheduler._retire(world.scheduler._residents[world.model("a").path], Unload.RELOAD)
+        world.scheduler._unloads.retire(world.scheduler._residents[world.model("a").path], Unload.RELOAD)
         loading = world.start("c")
         await asyncio.sleep(0.02)
         assert not loading.done()

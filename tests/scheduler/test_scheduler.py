@@ -41,6 +41,13 @@ async def test_what_a_running_model_tells(new_world):
     assert (running.expires_at - world.clock.now()).total_seconds() == 300
 
 
+async def test_the_longest_lasting_model_comes_first(new_world):
+    world = new_world()
+    for name, keep_alive_s in (("a", 10), ("b", -1), ("c", 500)):
+        await world.use(name, keep_alive_s=keep_alive_s)
+    assert [running.model.name for running in world.scheduler.running()] == ["b", "c", "a"]
+
+
 async def test_concurrent_requests_share_one_load(new_world, until):
     world = new_world()
     gate = world.hold("a")

@@ -21,8 +21,8 @@ SITUATIONS = {
     "simple reload of the same model": "test_scheduler_reload::test_other_options_reload_only_where_they_must",
     "several loaded models": "test_scheduler::test_three_models_by_default",
     "get a runner, queue full": "test_scheduler::test_the_queue_is_bounded",
-    "expire a runner": "test_scheduler_keep_alive::test_an_idle_model_is_unloaded_after_its_time",
-    "expired too early": "test_scheduler_keep_alive::test_a_busy_model_does_not_expire",
+    "expire a runner": "test_unloading::test_an_idle_model_is_unloaded_after_its_time",
+    "expired too early": "test_unloading::test_a_busy_model_does_not_expire",
     "use a loaded runner": "test_scheduler::test_concurrent_requests_share_one_load",
     "update free space":
         "test_reservations::test_what_loaded_models_were_promised_is_not_free_whatever_the_system_says",
@@ -32,7 +32,7 @@ SITUATIONS = {
     "needs reload, batch follows the context": "test_options::test_needs_reload",
     "needs reload, mmap left open": "test_scheduler_reload::test_other_options_reload_only_where_they_must",
     "unload all runners": "test_scheduler::test_close_ends_loaded_and_loading_models_and_those_who_wait",
-    "unload": "test_scheduler_keep_alive::test_unload_returns_when_an_idle_model_is_gone",
+    "unload": "test_unloading::test_unload_returns_when_an_idle_model_is_gone",
     "already cancelled": "test_loading::test_a_request_that_left_before_its_load_began_is_skipped",
     "evicts when GPU memory is short": "test_loading_makes_room::test_the_smallest_set_that_makes_room_goes",
     "a fixed part needs no eviction":
@@ -50,7 +50,7 @@ SITUATIONS = {
         "test_loading_crashes::test_a_crash_for_want_of_memory_is_tried_again_once_after_others_have_gone",
     "evicts one that loads or waits": "test_scheduler::test_where_all_are_busy_a_load_waits_for_the_first_to_end",
     "who can be evicted": "test_loading_makes_room::test_pinned_and_busy_models_stay_where_room_for_a_part_is_enough",
-    "tracks several loaded runners": "test_scheduler_keep_alive::test_the_longest_lasting_model_comes_first",
+    "tracks several loaded runners": "test_scheduler::test_the_longest_lasting_model_comes_first",
 }  # fmt: skip
 
 

@@ -69,13 +69,6 @@ async def test_zero_unloads_after_the_last_request(new_world, until):
     await until(lambda: world.num_alive() == 0)
 
 
-async def test_the_longest_lasting_model_comes_first(new_world):
-    world = new_world()
-    for name, keep_alive_s in (("a", 10), ("b", -1), ("c", 500)):
-        await world.use(name, keep_alive_s=keep_alive_s)
-    assert [running.model.name for running in world.scheduler.running()] == ["b", "c", "a"]
-
-
 # ---- unloading -----------------------------------------------------------------------------------
 
 
