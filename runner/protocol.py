@@ -246,7 +246,7 @@ class CompletionRequest(Message):
 #   {"content": str, "tokens": [int], "logprobs": [TokenLogprob]}      any number of them, as text becomes certain
 #   {"done": true, "done_reason": "stop"|"length", "prompt_eval_count": int, "prompt_eval_cached": int,
 #    "prompt_eval_duration": ns, "eval_count": int, "eval_duration": ns, "prompt_tokens"?: [int],
-#    "stopped_by"?: str, "truncated"?: int}                             exactly one, last
+#    "stopped_by"?: str, "truncated"?: int, "shifted"?: int}            exactly one, last
 #   {"error": str}                                                     instead of the last, when the engine failed
 # TokenLogprob = {"id": int, "token": str, "bytes": [int], "logprob": float,
 #                 "top_logprobs": [{"id", "token", "bytes", "logprob"}]}

@@ -87,14 +87,21 @@ def must_be_on_gpu(options: LoadOptions, settings: SchedulerSettings) -> bool:
     return settings.fail_if_not_gpu if options.fail_if_not_gpu is None else options.fail_if_not_gpu
 
 
-def load_notes(options: LoadOptions, trained_num_ctx: int, num_ctx: int) -> tuple[str, ...]:
-    """What a client should know where it did not get what it asked for, word for word."""
+def load_notes(options: LoadOptions, trained_num_ctx: int, num_ctx: int, num_parallel: int) -> tuple[str, ...]:
+    """What a client should know where it did not get what it asked for, word for word.
+
+    ``num_ctx`` and ``num_parallel`` are those of the loaded model.
+    """
     asked = options.num_ctx
     notes = []
     if asked == AUTO:
         notes.append(f'num_ctx "auto" is {num_ctx}')
     elif asked is not None and 0 < trained_num_ctx < asked:
         notes.append(f"num_ctx {asked} was clamped to {trained_num_ctx}, the length the model was trained for")
+    elif asked is not None and asked < num_ctx:
+        notes.append(f"num_ctx {asked}: the model is loaded with {num_ctx}")
+    if options.num_parallel and options.num_parallel < num_parallel:
+        notes.append(f"num_parallel {options.num_parallel}: the model is loaded with {num_parallel}")
     if options.flash_attention is False:
         notes.append("flash_attention false has no effect: attention always goes tile by tile")
     return tuple(notes)

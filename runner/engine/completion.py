@@ -58,6 +58,7 @@ class Completion:
         self._num_cached = 0  # of them those that were there before
         self._num_ctx = num_ctx
         self._num_dropped = len(tokens) - len(self.prompt)
+        self.num_shifted = 0  # tokens that went out of the context to make room for the answer
         self._request = request
         self._options = options
         self._seed = options.seed if options.seed >= 0 else fresh_seed()
@@ -170,6 +171,8 @@ class Completion:
             final["stopped_by"] = stopped_by
         if self._num_dropped:
             final["truncated"] = self._num_dropped
+        if self.num_shifted:
+            final["shifted"] = self.num_shifted
         return [*lines, final]
 
     def _told(self, released: Released) -> list[Line]:

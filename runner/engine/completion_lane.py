@@ -110,6 +110,7 @@ class CompletionLane:
                 continue
             try:
                 cache.shift(work.opened, num_keep, num_discard, transformer.shifted_by(-num_discard))
+                work.num_shifted += num_discard
             except CacheFullError as error:
                 self._end(work, {"error": sentence(error)})
             except Exception as error:  # a fault of one request's shift is not the others'

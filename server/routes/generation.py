@@ -167,7 +167,7 @@ class _Work:
             load_duration=self.loaded_ns - self.started_ns,
             total_duration=time.perf_counter_ns() - self.started_ns,
             prompt_tokens=line.get("prompt_tokens", ()),
-            notes={**prepared.notes, **self.notes},
+            notes={**prepared.notes, **_shifted(line), **self.notes},
         )
 
 
@@ -180,7 +180,13 @@ async def wholes(pieces: AsyncGenerator[Piece, None]) -> list[Whole]:
     return [found[choice] for choice in sorted(found)]
 
 
+def _shifted(line: Mapping[str, Any]) -> dict[str, int]:
+    """How many tokens went out of the context while the answer was written; empty when none did."""
+    return {"shifted_tokens": line["shifted"]} if "shifted" in line else {}
+
+
 def context_notes(entry: Entry, loading: Mapping[str, Any], running: RunningModel) -> dict[str, list[str]]:
-    """Field ``notes`` for the answer where the context is not the number that was asked for; empty where it is."""
-    notes = load_notes(LoadOptions(**loading), entry.facts.context_length or 0, running.num_ctx)
+    """Field ``notes`` for the answer where the model is not loaded as was asked for; empty where it is."""
+    trained_num_ctx = entry.facts.context_length or 0
+    notes = load_notes(LoadOptions(**loading), trained_num_ctx, running.num_ctx, running.num_parallel)
     return {"notes": list(notes)} if notes else {}

@@ -32,8 +32,12 @@ def plan_answer(model: str, options: LoadOptions, plan: Plan) -> dict[str, Any]:
         "devices": device_rows(memory, plan.layout),
         "layers": layer_rows(memory, plan.layout),
         "machine": [_system(plan.machine.system), *(_gpu(gpu) for gpu in plan.machine.gpus)],
-        "notes": [*load_notes(options, plan.trained_num_ctx, request.num_ctx), *_minimum_notes(plan)],
+        "notes": [*_load_notes(plan, options), *_minimum_notes(plan)],
     }
+
+
+def _load_notes(plan: Plan, options: LoadOptions) -> tuple[str, ...]:
+    return load_notes(options, plan.trained_num_ctx, plan.request.num_ctx, plan.request.num_parallel)
 
 
 def _minimum_notes(plan: Plan) -> list[str]:

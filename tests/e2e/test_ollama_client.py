@@ -148,8 +148,10 @@ def narrow(client: ollama.Client, server: Any) -> Any:
 def test_the_context_is_shifted_unless_told_otherwise(narrow: Any) -> None:
     shifted = narrow("abc", num_predict=100).json()
     assert (shifted["eval_count"], shifted["done_reason"]) == (100, "length")
+    assert shifted["shifted_tokens"] > 100 - 32
     fixed = narrow("abc", num_predict=100, shift=False).json()
     assert fixed["done_reason"] == "length"
+    assert "shifted_tokens" not in fixed
     assert fixed["prompt_eval_count"] + fixed["eval_count"] == 33  # the last token needs no room
     assert shifted["response"].startswith(fixed["response"])
 
@@ -157,6 +159,13 @@ def test_the_context_is_shifted_unless_told_otherwise(narrow: Any) -> None:
 def test_an_answer_without_end_ends_at_ten_contexts(narrow: Any) -> None:
     endless = narrow("abc").json()
     assert (endless["eval_count"], endless["done_reason"]) == (320, "length")
+
+
+def test_a_smaller_context_than_the_loaded_one_is_noted(narrow: Any, server: Any) -> None:
+    assert "notes" not in narrow("abc", num_predict=1).json()
+    options = {"num_ctx": 16, "num_predict": 1}
+    body = {"model": "tiny/llama", "prompt": "abc", "raw": True, "stream": False, "options": options}
+    assert server.post("/api/generate", body).json()["notes"] == ["num_ctx 16: the model is loaded with 32"]
 
 
 def test_num_keep_is_part_of_the_answer(narrow: Any) -> None:

@@ -198,7 +198,7 @@ def test_keys_and_values_may_have_types_of_their_own():
 def test_flash_attention_never_reloads_and_false_is_told_to_be_without_effect(asked):
     options = LoadOptions(flash_attention=asked)
     assert not reloads(LoadOptions(), options, num_gpus=1)
-    notes = load_notes(options, 2048, 1000)
+    notes = load_notes(options, 2048, 1000, 1)
     assert (len(notes) == 1 and "tile by tile" in notes[0]) if asked is False else notes == ()
 
 
@@ -225,8 +225,18 @@ def test_sequences_only_grow_in_a_merge():
         (2048, ()),
         (99999, ("num_ctx 99999 was clamped to 2048, the length the model was trained for",)),
         ("auto", ('num_ctx "auto" is 1000',)),
+        (999, ("num_ctx 999: the model is loaded with 1000",)),
+        (2, ("num_ctx 2: the model is loaded with 1000",)),
     ],
 )
 def test_load_notes(asked, notes):
-    assert load_notes(LoadOptions(num_ctx=asked), 2048, 1000) == notes
-    assert load_notes(LoadOptions(num_ctx=asked), 0, 1000) == (notes if asked == "auto" else ())  # length unknown
+    assert load_notes(LoadOptions(num_ctx=asked), 2048, 1000, 4) == notes
+    if asked == 99999:
+        notes = ()  # nobody knows for which length it was trained
+    assert load_notes(LoadOptions(num_ctx=asked), 0, 1000, 4) == notes
+
+
+def test_fewer_sequences_than_there_are_is_noted():
+    assert load_notes(LoadOptions(num_parallel=4), 2048, 1000, 4) == ()
+    found = load_notes(LoadOptions(num_parallel=1), 2048, 1000, 4)
+    assert found == ("num_parallel 1: the model is loaded with 4",)

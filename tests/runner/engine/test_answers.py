@@ -36,6 +36,7 @@ def test_an_answer_whose_context_is_not_shifted_ends_where_it_does(num_predict: 
     desk.run()
     assert asked.text == "l" * 7  # the last one takes no cell
     assert asked.final["done_reason"] == "length"
+    assert "shifted" not in asked.final
 
 
 def test_an_answer_longer_than_the_context_shifts_it() -> None:
@@ -45,6 +46,7 @@ def test_an_answer_longer_than_the_context_shifts_it() -> None:
     assert asked.text == "efghijklmnopqrstuvwx"
     assert asked.final["done_reason"] == "length"
     assert desk.transformer.shifts == [-4, -4, -4, -4]  # 10 are full; 2 stay, and half of the rest
+    assert asked.final["shifted"] == 16
 
 
 def test_an_answer_without_end_ends_after_ten_contexts() -> None:

@@ -361,10 +361,16 @@ def test_a_context_that_was_clamped_is_told_in_the_last_object(site: Any) -> Non
 
 
 @pytest.mark.usefixtures("trained")
-@pytest.mark.parametrize("options", [{}, {"num_ctx": 4096}, {"num_ctx": 5}])
+@pytest.mark.parametrize("options", [{}, {"num_ctx": 4096}])
 def test_a_context_that_was_taken_as_it_was_asked_for_needs_no_note(site: Any, options: dict[str, Any]) -> None:
     body = {"model": "trained", "prompt": "hi", "stream": False, "options": options}
     assert "notes" not in site.post("/api/generate", body).json()
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_model_that_is_loaded_with_more_than_was_asked_for_says_so(site: Any) -> None:
+    body = {"model": "trained", "prompt": "hi", "stream": False, "options": {"num_ctx": 5}}
+    assert site.post("/api/generate", body).json()["notes"] == ["num_ctx 5: the model is loaded with 4096"]
 
 
 @pytest.mark.usefixtures("trained")
