@@ -113,5 +113,6 @@ demo-model: $(BUILT) ## train the demo model again (45 minutes on two cores; ins
 	$(BIN)/python demo/export.py
 
 clean: ## remove what was built, the environment included
-	rm -rf $(VENV) $(PEER_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo/work
+	rm -rf $(VENV) $(PEER_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo/work bench-models
+	rm -f runner/kernels/_cpu*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

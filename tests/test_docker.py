@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from server.settings import Settings, rows
+
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
@@ -114,3 +116,15 @@ def test_models_are_kept_in_a_volume(services: dict[str, Any], repository_root: 
     (volume,) = services["shale"]["volumes"]
     assert volume.split(":")[0] in compose["volumes"]
     assert volume.split(":")[1] == "/models"
+
+
+def test_compose_passes_on_every_setting_but_what_the_image_sets(services: dict[str, Any]) -> None:
+    given = services["shale"]["environment"]
+    assert {*given, "SHALE_HOST", "SHALE_MODELS"} == {row.names[0] for row in rows().values()}
+    assert all(value.startswith(f"${{{name}:-") for name, value in given.items())
+
+
+def test_what_compose_passes_on_when_nothing_is_set_are_the_defaults(services: dict[str, Any]) -> None:
+    given = {name: value.removeprefix(f"${{{name}:-").removesuffix("}")
+             for name, value in services["shale"]["environment"].items()}  # fmt: skip
+    assert Settings.from_environment(given) == Settings()
