@@ -172,7 +172,7 @@ class CacheStats(Message):
 class CacheBudget(Message):
     """How many bytes the KV cache may hold from now on, on all devices together."""
 
-    budget_bytes: int = Field(ge=0)
+    budget_bytes: int = Field(ge=0, le=2**62)
 
 
 class CacheSize(Message):
@@ -193,15 +193,15 @@ class Histogram(Message):
 class RunnerStats(Message):
     """The engine at one moment; counters and histograms since the model was loaded."""
 
-    num_waiting: int = 0  # requests without a sequence
-    num_active: int = 0
+    num_waiting: int = 0  # completions and inputs of embeddings without a sequence
+    num_active: int = 0  # those that have one: at most num_parallel
     num_parallel: int = 0
     num_steps: int = 0
-    num_batch_sequences: int = 0  # summed over steps: with num_steps and num_parallel the occupancy
+    num_batch_sequences: int = 0  # and inputs, summed over steps: with num_steps and num_parallel the occupancy
     num_batch_tokens: int = 0  # summed over steps
     cache: CacheStats = CacheStats()
     step: Histogram = Histogram()
-    queue: Histogram = Histogram()  # from arrival to a sequence
+    queue: Histogram = Histogram()  # of completions, from arrival to a sequence
     first_token: Histogram = Histogram()  # from arrival
     inter_token: Histogram = Histogram()
 
@@ -234,6 +234,7 @@ class CompletionRequest(Message):
     prompt: str | tuple[int, ...]
     options: SamplingOptions = SamplingOptions()
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)  # None: no logprobs
+    num_ctx: int | None = Field(default=None, ge=1)  # a smaller context than the model is loaded with
     truncate: bool = True
     shift: bool = True
     cache_prompt: bool = True
@@ -257,6 +258,7 @@ class EmbeddingRequest(Message):
     """One call for a whole batch; each input is text or token ids."""
 
     inputs: tuple[str | tuple[int, ...], ...]
+    num_ctx: int | None = Field(default=None, ge=1)  # a smaller context than the model is loaded with
     truncate: bool = True  # false: an input longer than the context is an error
     normalize: bool = True
 

@@ -26,7 +26,8 @@ class RunningModel:
     client: RunnerClient
     memory: Memory  # measured by the runner
     layout: Layout
-    num_ctx: int  # tokens per sequence that it was loaded with
+    num_ctx: int
+    """Tokens per sequence that it was loaded with, or fewer if the request that got this asked for fewer."""
     num_parallel: int
     expires_at: datetime  # if no request comes; centuries away when it is kept for ever
     load_duration_ns: int

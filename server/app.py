@@ -15,7 +15,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.settings import SchedulerSettings
 from server import version
 from server.catalog import Catalog
-from server.errors import ApiError, Failure, body_of, failure_of
+from server.errors import ApiError, Failure, body_of, failure_of, status_of
 from server.metrics import Metrics
 from server.routes import access, ollama, openai
 from server.routes import metrics as metrics_route
@@ -98,4 +98,5 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 def _answer(request: Request, failure: Failure) -> Response:
-    return json_response(body_of(failure, request.url.path), failure.status, dict(failure.headers))
+    path = request.url.path
+    return json_response(body_of(failure, path), status_of(failure, path), dict(failure.headers))

@@ -4,7 +4,8 @@
     ├── InvalidRequestError         400  a field, a value, a name
     ├── ModelNotFoundError          404
     ├── TooLargeError               413
-    └── ClientGoneError             499  nobody reads the answer
+    ├── ClientGoneError             499  nobody reads the answer
+    └── NotDoneHereError            501  Ollama does it, Shale does not
 
 Errors of lower floors keep their own types. ``failure_of`` knows them by ``TABLE``, or by a ``status`` of their own
 (the scheduler's have one). Everything else is a defect: 500, and the log has the traceback.
@@ -57,6 +58,12 @@ class ClientGoneError(ApiError):
     status = 499
 
 
+class NotDoneHereError(ApiError):
+    """Ollama has it, and Shale leaves it to other means, which the message names."""
+
+    status = 501
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error as the wire has it."""
@@ -73,6 +80,9 @@ TABLE: Mapping[type[Exception], int] = {OptionError: 400, MessageError: 400}
 
 TYPE_OF_STATUS: Mapping[int, str] = {404: "not_found_error", 429: "rate_limit_error"}
 """OpenAI's name for an error; other 4xx are ``invalid_request_error``, 5xx ``api_error``."""
+
+OPENAI_STATUS: Mapping[int, int] = {501: 400}
+"""Where OpenAI has another status than Ollama. Its clients take a 5xx for a fault of the server, and ask again."""
 
 RETRY_AFTER_S = 1  # where the error does not say
 CONTEXT_LENGTH_TEXT = "exceeds the context length"  # the runner's refusal, for which OpenAI has a code
@@ -106,10 +116,20 @@ def body_of(failure: Failure, path: str) -> dict[str, Any]:
     return openai_body(failure) if path.startswith(OPENAI_PREFIX) else ollama_body(failure)
 
 
+def status_of(failure: Failure, path: str) -> int:
+    """The status of the answer in the API family that ``path`` belongs to."""
+    return _openai_status(failure) if path.startswith(OPENAI_PREFIX) else failure.status
+
+
 def ollama_body(failure: Failure) -> dict[str, Any]:
     return {"error": failure.message}
 
 
 def openai_body(failure: Failure) -> dict[str, Any]:
-    kind = TYPE_OF_STATUS.get(failure.status, "invalid_request_error" if failure.status < 500 else "api_error")
+    status = _openai_status(failure)
+    kind = TYPE_OF_STATUS.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"error": {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}}
+
+
+def _openai_status(failure: Failure) -> int:
+    return OPENAI_STATUS.get(failure.status, failure.status)

@@ -10,16 +10,24 @@ import ipaddress
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from urllib.parse import urlsplit
 
 from scheduler.keep_alive import parse_keep_alive_setting
 from scheduler.kv_cache_type import parse_kv_cache_type_setting
+from scheduler.options import MAX_NUM_PARALLEL, MIN_NUM_CTX
+
+if TYPE_CHECKING:
+    from scheduler.gpu import GPU
 
 DEFAULT_PORT = 11434
 DEFAULT_MODELS = "~/.shale/models"
 ISA_NAMES = ("auto", "portable", "avx2", "avxvnni", "avx512vnni", "amx")
+PREFIX = "SHALE_"
+OTHER_NAMES = frozenset({"SHALE_PEER_PYTHON"})
+"""Variables of that prefix that people set for something else than the server (the Makefile)."""
 
 
 class SettingError(ValueError):
@@ -66,17 +74,27 @@ def parse_address(text: str) -> Address:
     return Address(parts.hostname or "127.0.0.1", DEFAULT_PORT if port is None else port)
 
 
-def _whole(minimum: int) -> Callable[[str], int]:
+def _whole(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
+    allowed = f"at least {minimum}" if maximum == math.inf else f"{minimum} to {maximum}"
+
     def parse(text: str) -> int:
-        if not text.isascii() or not text.removeprefix("-").isdigit() or int(text) < minimum:
-            raise ValueError(f"a whole number of at least {minimum}")
+        if not text.isascii() or not text.removeprefix("-").isdigit() or not minimum <= int(text) <= maximum:
+            raise ValueError(f"a whole number of {allowed}")
         return int(text)
 
     return parse
 
 
-def _whole_or_auto(text: str) -> int:
-    return 0 if text.lower() == "auto" else _whole(0)(text)
+def _or(word: str, stands_for: int, parse: Callable[[str], int]) -> Callable[[str], int]:
+    """``parse``, and beside what it takes the one ``word``."""
+
+    def parse_or(text: str) -> int:
+        try:
+            return stands_for if text.lower() == word else parse(text)
+        except ValueError as error:
+            raise ValueError(f"{word}, or {error}") from None
+
+    return parse_or
 
 
 def _one_of(*names: str) -> Callable[[str], str]:
@@ -93,6 +111,30 @@ def _flag(text: str) -> bool:
     if text.lower() not in values:
         raise ValueError("1 or 0")
     return values[text.lower()]
+
+
+def read_devices(text: str) -> tuple[GPU, ...]:
+    """The devices beside the CPU that a setting or a plan names; ``cpu`` stands alone, and none may be of 0 bytes.
+
+    Raises SettingsError, whose message names what is wrong.
+    """
+    from scheduler.errors import SettingsError  # 50 ms with what looks for GPUs, for those who name devices
+    from scheduler.hypothetical import parse_hypothetical
+
+    gpus = parse_hypothetical(text)
+    if not all(gpu.total_bytes for gpu in gpus):
+        raise SettingsError(f"devices: {text!r} has one of 0 bytes; allowed: sizes of at least 1 byte")
+    return gpus
+
+
+def _devices(text: str) -> str:
+    try:
+        is_usable = text == "auto" or all(gpu.library == "sim" for gpu in read_devices(text))
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise ValueError("auto; cpu; or simulated devices alone, each of at least 1 byte, such as sim:8GiB,sim:6GiB")
+    return text
 
 
 def _directory(text: str) -> Path:
@@ -119,7 +161,7 @@ class Row:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (f"SHALE_{self.name}", f"OLLAMA_{self.name}") if self.has_twin else (f"SHALE_{self.name}",)
+        return (f"{PREFIX}{self.name}", f"OLLAMA_{self.name}") if self.has_twin else (f"{PREFIX}{self.name}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +180,17 @@ class Settings:
     ] = 300.0
     num_parallel: Annotated[
         int,
-        Row("NUM_PARALLEL", _whole_or_auto, "sequences that a model works on at a time; 0: as many as fit, at most 4"),
+        Row(
+            "NUM_PARALLEL",
+            _or("auto", 0, _whole(0, MAX_NUM_PARALLEL)),
+            "sequences that a model works on at a time; auto or 0: as many as fit, at most 4",
+        ),
     ] = 0
     devices: Annotated[
-        str, Row("DEVICES", str, "devices to use: auto, cpu, or simulated ones (sim:8GiB,sim:6GiB); empty: auto", False)
+        str,
+        Row(
+            "DEVICES", _devices, "devices to use: auto, cpu, or simulated ones (sim:8GiB,sim:6GiB); empty: auto", False
+        ),
     ] = ""
     sim_ledger: Annotated[
         Path | None,
@@ -157,7 +206,12 @@ class Settings:
         str, Row("CPU_ISA", _one_of(*ISA_NAMES), "instruction set of the fast kernels (auto)", False)
     ] = "auto"
     context_length: Annotated[
-        int, Row("CONTEXT_LENGTH", _whole(0), "num_ctx where a request does not say; 0: the default (4096)")
+        int,
+        Row(
+            "CONTEXT_LENGTH",
+            _or("0", 0, _whole(MIN_NUM_CTX)),
+            "num_ctx where a request does not say; 0: the default (4096)",
+        ),
     ] = 0
     kv_cache_type: Annotated[
         str | tuple[str, str],
@@ -168,7 +222,7 @@ class Settings:
     load_timeout_s: Annotated[
         float, Row("LOAD_TIMEOUT", _timeout, "how long a load may make no progress (5m); 0 or negative: for ever")
     ] = 300.0
-    max_queue: Annotated[int, Row("MAX_QUEUE", _whole(0), "requests that may wait for a model to load (512)")] = 512
+    max_queue: Annotated[int, Row("MAX_QUEUE", _whole(1), "requests that may wait for a model to load (512)")] = 512
     max_loaded_models: Annotated[
         int, Row("MAX_LOADED_MODELS", _whole(0), "models loaded at a time; 0: the server's choice")
     ] = 0
@@ -192,6 +246,18 @@ def rows() -> dict[str, Row]:
     """The row of every setting, by its attribute, in order."""
     hints = get_type_hints(Settings, include_extras=True)
     return {each.name: hints[each.name].__metadata__[0] for each in fields(Settings)}
+
+
+def warnings(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none. An empty one counts as not set."""
+    known = {row.names[0] for row in rows().values()} | OTHER_NAMES
+    given = {name for name, text in environment.items() if name.startswith(PREFIX) and text.strip()}
+    return [_warning(name) for name in sorted(given - known)]
+
+
+def _warning(name: str) -> str:
+    alike = get_close_matches(name.removeprefix(PREFIX), [row.name for row in rows().values()], n=1)
+    return f"{name} is no setting and has no effect" + (f"; is {PREFIX}{alike[0]} meant?" if alike else "")
 
 
 def _find(environment: Mapping[str, str], names: Sequence[str]) -> tuple[str, str]:

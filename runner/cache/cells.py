@@ -173,6 +173,10 @@ class CellPool:
         table.held[:] = 0
         table.first = table.end = 0
 
+    def num_owners(self) -> Int32Array:
+        """How many tables own each cell; a copy."""
+        return self._owners.copy()
+
     def num_exclusive(self, table: Table, begin: int, end: int) -> int:
         """How many of these positions lie in cells that nobody else owns."""
         return int(np.count_nonzero(self._owners[table.part(begin, end)] == 1))

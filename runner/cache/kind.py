@@ -10,7 +10,7 @@ import numpy as np
 from runner.cache.cells import CellPool, Move, Table
 from runner.cache.layer import CacheLayer
 from runner.cache.moves import execute
-from runner.sequence import Sequence
+from runner.sequence import NO_CELLS, Int32Array, Sequence
 
 Runs = Seq[tuple[Sequence, int]]
 """Sequences, and how many tokens come next in each."""
@@ -42,6 +42,11 @@ class CacheKind:
         """The first position that a token at ``position`` sees."""
         return max(0, position + 1 - self._window) if self._window else 0
 
+    def first_needed(self, sequence: Sequence) -> int:
+        """The first position without which a prompt that begins with all that is stored could not go on from it. A
+        prompt that is just that computes the last token again, for its logits."""
+        return self.first_seen(sequence.num_past - 1)
+
     def first_kept(self, sequence: Sequence, count: int) -> int:
         """The first position that is kept when ``count`` tokens come: as many as there is room for, no later than the
         first of them asks."""
@@ -55,12 +60,49 @@ class CacheKind:
             for sequence, count in runs:
                 self.pool.trim(self.table(sequence), self.first_kept(sequence, count))
 
-    def is_held_after_shift(self, sequence: Sequence, num_keep: int, num_discard: int) -> bool:
-        """Whether the next token finds all that it sees when the positions have moved down."""
-        first = self.table(sequence).first
-        if first > num_keep:
-            first = max(first - num_discard, num_keep)
-        return first <= self.first_seen(sequence.num_past - num_discard)
+    def most_discardable(self, sequence: Sequence, num_keep: int) -> int:
+        """How many positions after the first ``num_keep`` may go at most; below 1 where none may.
+
+        What a window sees must not reach what is kept, since that may have slid away. Whether it has depends on how
+        many cells there are, and the answer must not: so it is the numbers that decide. Nothing slides away before
+        more tokens than the window are stored.
+        """
+        num_after = sequence.num_past - num_keep
+        is_whole = sequence.num_past <= self._window and not self.table(sequence).first
+        return num_after if not self._window or is_whole else num_after + 1 - self._window
+
+    def spare(self, num_cells: int, sequences: Iterable[Sequence], leaving: Int32Array = NO_CELLS) -> bool:
+        """Lets go of what ``sequences`` hold beyond what they need, the first of them first, until ``num_cells`` are
+        free; nothing goes that frees no cell. ``leaving``: cells that one other table will soon let go of.
+
+        Returns False, and has changed nothing, when all that they can spare is too little.
+        """
+        if num_cells <= self.pool.num_free:
+            return True
+        owners = self.pool.num_owners()
+        owners[leaving] -= 1
+        num_missing = num_cells - int(np.count_nonzero(owners == 0))
+        spared = []
+        for sequence in sequences:
+            if num_missing <= 0:
+                break
+            table = self.table(sequence)
+            part = table.part(0, self.first_needed(sequence))
+            if not part.size:
+                continue
+            owners[part] -= 1
+            freed = np.flatnonzero(owners[part] == 0)
+            if freed.size > num_missing:
+                owners[part[freed[num_missing - 1] + 1 :]] += 1
+            num_missing -= freed.size
+            spared.append((table, part))
+        if num_missing > 0:
+            return False
+        for table, part in spared:
+            freed = np.flatnonzero(owners[part] == 0)
+            if freed.size:  # otherwise others own all that it could spare
+                self.pool.trim(table, table.first + int(freed[-1]) + 1)
+        return True
 
     # ---- how many cells there are for what comes
 
@@ -94,17 +136,19 @@ class CacheKind:
         needed = sum(count for _, count in self.missing(runs))
         return needed, self.pool.num_cells - int(np.count_nonzero(is_held))
 
-    def is_short_of_copies(self, sequence: Sequence, begin: int) -> bool:
-        """Whether cells are missing to give ``sequence`` its own from position ``begin`` on."""
+    def shifted(self, sequence: Sequence, num_keep: int, num_discard: int) -> tuple[Int32Array, Int32Array]:
+        """(cells that a shift moves down, cells that it lets go of where others own them too); views."""
         table = self.table(sequence)
-        num_shared = table.part(begin, table.end).size - self.pool.num_exclusive(table, begin, table.end)
-        return num_shared > self.pool.num_free
+        return table.part(num_keep + num_discard, sequence.num_past), table.part(num_keep, table.end)
 
-    def room_for_copies(self, sequence: Sequence, begin: int, sequences: Iterable[Sequence]) -> tuple[int, int]:
-        """(cells needed, cells free) for the same, if nobody but ``sequences`` had any."""
+    def room_for_copies(
+        self, sequence: Sequence, num_keep: int, num_discard: int, sequences: Iterable[Sequence]
+    ) -> tuple[int, int]:
+        """(cells that a shift copies, cells that would be free for them), if nobody but ``sequences`` had any."""
         owners = np.zeros(self.pool.num_cells, np.int32)
         for other in sequences:
             owners[self.table(other).held] += 1
-        table = self.table(sequence)
-        needed = np.count_nonzero(owners[table.part(begin, table.end)] > 1)
-        return int(needed), int(np.count_nonzero(owners == 0))
+        moved, leaving = self.shifted(sequence, num_keep, num_discard)
+        owners[leaving] -= 1
+        num_own = int(np.count_nonzero(owners[moved] == 0))
+        return moved.size - num_own, int(np.count_nonzero(owners == 0)) - num_own

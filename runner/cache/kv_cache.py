@@ -129,8 +129,9 @@ class KVCache:
     def place(self, runs: Runs) -> None:
         """Gives each (sequence, count) cells for its next ``count`` tokens; those it has from a failed step count.
 
-        Where cells are short, cached prefixes go, the least recently used first and no more than needed. Where free
-        cells lie too scattered, all are moved together.
+        Where cells are short, cached prefixes lose first what sliding layers hold beyond what resuming at their end
+        needs, and then go, the least recently used first and no more than needed. Where free cells lie too scattered,
+        all are moved together.
 
         Raises:
             CacheFullError: the cells of all prefixes would not be enough. Nothing was changed.
@@ -140,10 +141,11 @@ class KVCache:
             if sequence.num_past + count > self.num_ctx:
                 raise ValueError(f"position {sequence.num_past + count - 1} lies past the context of {self.num_ctx}")
         if any(kind.is_short(runs) for kind in self._kinds):
-            self._make_room(runs)
+            _check_room(kind.room(runs, self._open) for kind in self._kinds)
         for kind in self._kinds:
             kind.slide(runs)
             missing = kind.missing(runs)
+            self._make_room(kind, sum(count for _, count in missing))
             if not kind.pool.place(missing):
                 self._defragment(kind)
                 is_placed = kind.pool.place(missing)
@@ -178,11 +180,14 @@ class KVCache:
 
     # ---- context shift
 
-    def is_shiftable(self, sequence: Sequence, num_keep: int, num_discard: int) -> bool:
-        """Whether ``shift`` can: False also where a sliding layer has let go of what the window would then reach."""
-        if not self.can_shift or not self._kinds or not 0 <= num_keep < num_keep + num_discard <= sequence.num_past:
-            return False
-        return all(kind.is_held_after_shift(sequence, num_keep, num_discard) for kind in self._kinds)
+    def num_discardable(self, sequence: Sequence, num_keep: int) -> int:
+        """How many tokens after the first ``num_keep`` go when the context is full; 0 where it cannot be shifted.
+
+        Half of them, but at least one; fewer where a sliding window would otherwise reach what is kept. For a sequence
+        that has stored a token since it was opened or shifted, that follows from ``num_past``, ``num_keep`` and the
+        window alone: not from how many cells there are, nor from who shares them.
+        """
+        return min(max(1, (sequence.num_past - num_keep) // 2), self._most_discardable(sequence, num_keep))
 
     def shift(self, sequence: Sequence, num_keep: int, num_discard: int, rotate: Rotate) -> None:
         """Takes ``num_discard`` tokens after the first ``num_keep`` out; later ones move down by as many positions.
@@ -192,12 +197,14 @@ class KVCache:
         that are gone.
 
         Raises:
-            ValueError: it is not shiftable so.
+            ValueError: the context cannot be shifted, or not by so much. Nothing was changed.
             CacheFullError: there is no room for the copies. Nothing was changed.
         """
-        if not self.is_shiftable(sequence, num_keep, num_discard):
-            raise ValueError(f"{num_discard} of {sequence.num_past} tokens, after the first {num_keep}, cannot go here")
-        self._make_room_for_copies(sequence, num_keep + num_discard)
+        most = self._most_discardable(sequence, num_keep)
+        if not 1 <= num_discard <= most:
+            what = f"{num_discard} of {sequence.num_past} tokens, after the first {num_keep}, cannot go here"
+            raise ValueError(f"{what}: at most {most} can")
+        self._make_room_for_copies(sequence, num_keep, num_discard)
         sequence.is_reusable = False
         self._forget_unstored(sequence)
         sequence.tokens[num_keep : sequence.num_past - num_discard] = sequence.stored[num_keep + num_discard :].copy()
@@ -314,26 +321,22 @@ class KVCache:
             table = kind.table(sequence)
             kind.pool.remove(table, sequence.num_past, table.end)
 
-    def _make_room(self, runs: Runs) -> None:
-        """Drops the prefixes whose cells ``runs`` need. Raises CacheFullError, and drops none, if all are too few."""
-        for kind in self._kinds:
-            needed, free = kind.room(runs, self._open)
-            if needed > free:
-                raise CacheFullError(needed, free)
-        while self._prefixes and any(kind.is_short(runs) for kind in self._kinds):
+    def _most_discardable(self, sequence: Sequence, num_keep: int) -> int:
+        if not self.can_shift or not self._kinds or num_keep < 0:
+            return 0
+        return max(0, min(kind.most_discardable(sequence, num_keep) for kind in self._kinds))
+
+    def _make_room(self, kind: CacheKind, num_cells: int, leaving: Int32Array = NO_CELLS) -> None:
+        """Drops prefixes until what the others can spare is enough for ``num_cells`` free ones, and takes that."""
+        while self._prefixes and not kind.spare(num_cells, self._prefixes, leaving):
             self._release(self._prefixes.pop_oldest())
 
-    def _make_room_for_copies(self, sequence: Sequence, begin: int) -> None:
-        """The same for copies of what ``sequence`` shares from position ``begin`` on.
-
-        What goes before that frees nothing: where one position is shared, earlier ones are too.
-        """
+    def _make_room_for_copies(self, sequence: Sequence, num_keep: int, num_discard: int) -> None:
+        """The same for what a shift copies. Raises CacheFullError, and has changed nothing, if all are too few."""
+        _check_room(kind.room_for_copies(sequence, num_keep, num_discard, self._open) for kind in self._kinds)
         for kind in self._kinds:
-            needed, free = kind.room_for_copies(sequence, begin, self._open)
-            if needed > free:
-                raise CacheFullError(needed, free)
-        while self._prefixes and any(kind.is_short_of_copies(sequence, begin) for kind in self._kinds):
-            self._release(self._prefixes.pop_oldest())
+            moved, leaving = kind.shifted(sequence, num_keep, num_discard)
+            self._make_room(kind, moved.size, leaving)
 
     def _defragment(self, kind: CacheKind) -> None:
         moves = kind.pool.plan_defragmentation()
@@ -341,6 +344,13 @@ class KVCache:
             self._moved_bytes += kind.copy(moves)
             kind.pool.apply(moves, self._tables(kind))
             self._num_defragmentations += 1
+
+
+def _check_room(rooms: Iterable[tuple[int, int]]) -> None:
+    """Raises CacheFullError if more cells are needed than would be free, of any kind."""
+    for needed, free in rooms:
+        if needed > free:
+            raise CacheFullError(needed, free)
 
 
 def _kinds(

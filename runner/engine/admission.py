@@ -59,6 +59,7 @@ class Admission:
             work = each.work
             work.sequence = self._cache.open(work.prompt if work.is_cached else None)
             assert work.sequence is not None, "a sequence is free"
+            work.sequence.is_reusable = work.is_cached
             work.begin()
             self._waiting.remove(each)
             yield work

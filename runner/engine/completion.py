@@ -45,7 +45,7 @@ class Completion:
         """Tokenizes the prompt, so call it where that may take time. Raises RequestError."""
         options = request.options
         _check(request, model)
-        num_ctx = model.request.num_ctx
+        num_ctx = min(request.num_ctx or model.request.num_ctx, model.request.num_ctx)
         tokens = _tokens(request.prompt, model)
         fitted = fit_prompt(tokens, num_ctx, options, truncate=request.truncate)
         self.prompt: Int32Array = np.array(fitted, np.int32)
@@ -110,10 +110,15 @@ class Completion:
         if not self.is_generating:
             self.num_evaluated += num_tokens
 
-    def shift(self) -> tuple[int, int]:
-        """How many tokens stay at the beginning of a full context, and how many after them make room."""
-        keep = kept(self._options, self._num_ctx, len(self.prompt))
-        return keep, max((self._num_ctx - keep) // 2, 1)
+    @property
+    def is_context_full(self) -> bool:
+        """Whether its next token has no room."""
+        return self.is_generating and self.opened.num_past >= self._num_ctx
+
+    @property
+    def num_keep(self) -> int:
+        """How many tokens stay at the beginning of a full context."""
+        return kept(self._options, self._num_ctx, len(self.prompt))
 
     def waited_s(self) -> float:
         """Since its arrival."""

@@ -103,9 +103,10 @@ class CompletionLane:
     def _shift(self) -> None:
         """Makes room in the context of those who have filled it."""
         cache, transformer = self._model.cache, self._model.transformer
-        for work in [work for work in self._active if work.is_generating and work.opened.num_past >= cache.num_ctx]:
-            num_keep, num_discard = work.shift()
-            if not cache.is_shiftable(work.opened, num_keep, num_discard):
+        for work in [work for work in self._active if work.is_context_full]:
+            num_keep = work.num_keep
+            num_discard = cache.num_discardable(work.opened, num_keep)
+            if not num_discard:
                 self._finish(work, work.end_of_context())
                 continue
             try:

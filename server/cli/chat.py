@@ -42,29 +42,34 @@ class Conversation:
     def ask(self, text: str) -> None:
         """Print the answer as it comes. Ctrl-C ends it early; what came until then stays in the conversation."""
         messages = [*self._messages, {"role": "user", "content": text}]
-        answer = ""
         body = {"model": self._model, "messages": messages, "options": self._options}
         parts = self._client.stream("/api/chat", body)
+        pieces: list[str] = []
         try:
             with closing(parts):  # type: ignore[type-var]
-                answer = self._print(parts)
-        finally:
-            print()
-        self._messages = [*messages, {"role": "assistant", "content": answer}]
+                end = self._print(parts, pieces)
+        except CommandError:
+            if pieces:  # the error gets a line of its own
+                print()
+            raise
+        print(flush=True)
+        if end and self._verbose:
+            print(f"\n{timings(end)}", file=sys.stderr)
+        self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
-    def _print(self, parts: Iterator[dict[str, Any]]) -> str:
-        answer = ""
+    def _print(self, parts: Iterator[dict[str, Any]], pieces: list[str]) -> dict[str, Any] | None:
+        """Print the answer and add its pieces to ``pieces``; its last part, None where Ctrl-C ended it."""
+        end = None
         try:
             for part in self._from_first(parts):
-                piece = part["message"]["content"]
-                answer += piece
-                print(piece, end="", flush=True)
-                if part["done"] and self._verbose:
-                    print(f"\n\n{timings(part)}", end="", file=sys.stderr)
+                pieces.append(part["message"]["content"])
+                print(pieces[-1], end="", flush=True)
+                if part["done"]:
+                    end = part
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-        return answer
+        return end
 
     def _from_first(self, parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The same parts; a bar shows while the model loads, for as long as the first is waited for."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from typing import Annotated, Any
 
 import typer
 
 from scheduler.errors import SettingsError
+from scheduler.sizes import parse_bytes
 from server import version
 from server.cli.client import Client, CommandError
 from server.cli.tables import UNKNOWN, cache_use, columns, human_bytes, loading, sequences, since, until
 from server.schemas.options import OptionError
-from server.settings import SettingError, Settings, rows
+from server.settings import SettingError, Settings, rows, warnings
 
 app = typer.Typer(
     name="shale",
@@ -22,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+HELP_MARGIN = 4
+MIN_HELP_WIDTH = 60
 
 Model = Annotated[str, typer.Argument(help="Name of a model, as `shale list` shows it.")]
 
@@ -51,7 +57,18 @@ def shale(is_version_asked: Version = False) -> None:
     """Options that stand before a command."""
 
 
-@app.command(epilog="  ".join(f"{row.names[0]}: {row.description}." for row in rows().values()))
+def settings_table(num_columns: int) -> str:
+    """A line for each setting; what has no room on it goes on below its description."""
+    names = {row.names[0]: row.description for row in rows().values()}
+    indent = " " * (max(map(len, names)) + 2)
+    lines = (
+        textwrap.fill(text, num_columns, initial_indent=name.ljust(len(indent)), subsequent_indent=indent)
+        for name, text in names.items()
+    )
+    return "\n".join(("Environment:", *lines))
+
+
+@app.command(epilog=settings_table(max(shutil.get_terminal_size().columns - HELP_MARGIN, MIN_HELP_WIDTH)))
 def serve(
     host: Annotated[str | None, typer.Option(help="host:port to listen on (SHALE_HOST).")] = None,
     models: Annotated[str | None, typer.Option(help="Directory of GGUF files (SHALE_MODELS).")] = None,
@@ -64,7 +81,7 @@ def serve(
 
     given = {"HOST": host, "MODELS": models, "DEVICES": devices, "KERNELS": kernels, "KEEP_ALIVE": keep_alive}
     options = {f"SHALE_{name}": value for name, value in given.items() if value is not None}
-    run_server(Settings.from_environment({**os.environ, **options}))
+    run_server(Settings.from_environment({**os.environ, **options}), warnings(os.environ))
 
 
 @app.command(name="list")
@@ -169,14 +186,28 @@ def plan(
 
     from server.cli.plan import ask, draw
 
-    num_ctx = int(ctx) if ctx is not None and ctx.isdecimal() else ctx
-    given = {"devices": devices, "system_memory": memory, "num_ctx": num_ctx, "kv_cache_type": kv,
+    _check_size("--memory", memory)
+    given = {"devices": devices, "system_memory": memory, "num_ctx": _number_or_word(ctx), "kv_cache_type": kv,
              "num_parallel": parallel, "num_gpu": num_gpu}  # fmt: skip
     answer = ask(model, {name: value for name, value in given.items() if value is not None})
     if json:
         print(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
     else:
         draw(answer, Console(highlight=False))
+
+
+def _check_size(option: str, text: str | None) -> None:
+    try:
+        parse_bytes(text or "0")
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}") from error
+
+
+def _number_or_word(text: str | None) -> int | str | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
 
 
 @app.command()

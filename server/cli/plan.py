@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,7 @@ from scheduler.sizes import human_bytes
 from server.app import scheduler_settings
 from server.cli.client import Client, CommandError
 from server.routes.plan_answer import plan_answer
+from server.schemas.base import sentence_of
 from server.schemas.plan import PlanRequest
 from server.settings import Settings
 
@@ -36,8 +38,15 @@ def ask(model: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The plan for a model of the running server, or for a GGUF file, which needs no server. Raises CommandError."""
     path = Path(model)
     if path.suffix == ".gguf" or path.is_file():
-        return plan_file(path, PlanRequest(**wanted))
+        return plan_file(path, _request(path.name, wanted))
     return Client.of_environment().post("/api/plan", {"model": model, **wanted})
+
+
+def _request(model: str, wanted: Mapping[str, Any]) -> PlanRequest:
+    try:
+        return PlanRequest(model=model, **wanted)
+    except ValidationError as error:
+        raise CommandError(sentence_of(error)) from error
 
 
 def plan_file(path: Path, body: PlanRequest) -> dict[str, Any]:

@@ -6,18 +6,22 @@ import asyncio
 import errno
 import logging
 import socket
+from collections.abc import Sequence
 
 from scheduler.environment import redact
 from scheduler.scheduler import Scheduler
 from server import version
 from server.catalog import Catalog
 from server.cli.client import CommandError
+from server.cli.isa import check_isa
 from server.settings import Address, Settings
 
 BACKLOG = 2048
 ANSWERS_END_S = 3  # how long answers in progress may go on after a SIGTERM; then their models are unloaded under them
 SHUTDOWN_TIMEOUT_S = ANSWERS_END_S + 6  # by then every runner has ended, if need be by SIGKILL
 MAX_MODELS_SHOWN = 5
+
+log = logging.getLogger(__name__)
 
 REASONS = {
     errno.EADDRINUSE: "the address is in use; is a server running there already? SHALE_HOST or --host names another",
@@ -41,8 +45,11 @@ def _start_log(level: int) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises CommandError when the address cannot be bound."""
+def serve(settings: Settings, warnings: Sequence[str] = ()) -> None:
+    """Log ``warnings``, then serve until SIGINT or SIGTERM.
+
+    Raises CommandError when the address cannot be bound, SettingError for what the machine does not have.
+    """
     import uvicorn
 
     from server.app import create_app
@@ -56,8 +63,11 @@ def serve(settings: Settings) -> None:
             finally:
                 cut.cancel()
 
+    check_isa(settings)
     _start_log(logging.DEBUG if settings.debug else logging.INFO)
     listener, catalog = bind(settings.address), Catalog(settings.models)
+    for warning in warnings:
+        log.warning(warning)
     app = create_app(settings, catalog)
     print(announcement(settings, catalog, listener.getsockname()[1]), flush=True)
     config = uvicorn.Config(

@@ -48,7 +48,7 @@ async def embed(
         vectors: Sequence[Vector] = ()
         num_tokens = 0
         if wire.inputs:
-            answer = await running.client.embedding(wire)
+            answer = await running.client.embedding(wire.model_copy(update={"num_ctx": running.num_ctx}))
             vectors, num_tokens = answer.embeddings, sum(answer.prompt_eval_counts)
             service.metrics.tokens(entry.name, num_tokens, 0)
     if dimensions:

@@ -33,13 +33,6 @@ class Prepared:
 
     request: CompletionRequest
     truncated_messages: int = 0
-    truncated_tokens: int = 0
-
-    @property
-    def notes(self) -> dict[str, int]:
-        """Fields for the answer, so that nothing is cut silently; empty when nothing was."""
-        counts = {"truncated_messages": self.truncated_messages, "truncated_tokens": self.truncated_tokens}
-        return {name: count for name, count in counts.items() if count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +137,8 @@ class _Work:
 
     async def pieces(self, choice: int, prepared: Prepared) -> AsyncGenerator[Piece, None]:
         """One completion, from the runner's first line to its last."""
-        lines = await self.running.client.completion(prepared.request)
+        request = prepared.request.model_copy(update={"num_ctx": self.running.num_ctx})
+        lines = await self.running.client.completion(request)
         async with aclosing(lines):
             async for raw in lines:
                 line = orjson.loads(raw)
@@ -167,7 +161,7 @@ class _Work:
             load_duration=self.loaded_ns - self.started_ns,
             total_duration=time.perf_counter_ns() - self.started_ns,
             prompt_tokens=line.get("prompt_tokens", ()),
-            notes={**prepared.notes, **_shifted(line), **self.notes},
+            notes={**_left_out(line, prepared), **self.notes},
         )
 
 
@@ -180,9 +174,14 @@ async def wholes(pieces: AsyncGenerator[Piece, None]) -> list[Whole]:
     return [found[choice] for choice in sorted(found)]
 
 
-def _shifted(line: Mapping[str, Any]) -> dict[str, int]:
-    """How many tokens went out of the context while the answer was written; empty when none did."""
-    return {"shifted_tokens": line["shifted"]} if "shifted" in line else {}
+def _left_out(line: Mapping[str, Any], prepared: Prepared) -> dict[str, int]:
+    """Fields for the answer, so that nothing is cut silently; empty when nothing was. ``line``: the runner's last."""
+    counts = {
+        "truncated_messages": prepared.truncated_messages,
+        "truncated_tokens": line.get("truncated", 0),
+        "shifted_tokens": line.get("shifted", 0),
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def context_notes(entry: Entry, loading: Mapping[str, Any], running: RunningModel) -> dict[str, list[str]]:

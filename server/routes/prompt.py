@@ -23,11 +23,11 @@ SPECIAL_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the runner gets: text, or token ids where they had to be counted."""
+    """A conversation for the runner: text, or token ids where they had to be counted."""
 
     value: str | tuple[int, ...]
     truncated_messages: int = 0
-    truncated_tokens: int = 0
+    is_too_long: bool = False  # for the context; the runner cuts it, or refuses to
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +69,26 @@ async def render_generate(service: Service, entry: Entry, text: str, system: str
 
 async def chat_prompt(rendered: Rendered, running: RunningModel, truncate: bool) -> Prompt:
     """The prompt of a conversation; while it is over the context, its oldest messages but system and last ones go."""
-    prompt = await counted(running, rendered.text)
-    if not truncate or not prompt.truncated_tokens:
+    prompt = await _counted(running, rendered.text)
+    if not truncate or not prompt.is_too_long:
         return prompt
     return await _shortened(rendered, running) or prompt
 
 
-async def generate_prompt(running: RunningModel, text: str, context: Sequence[int]) -> Prompt:
+async def generate_prompt(running: RunningModel, text: str, context: Sequence[int]) -> str | tuple[int, ...]:
     """The text, after the tokens of ``context``."""
     if not context:
-        return await counted(running, text)
+        return text
     answer = await running.client.tokenize(TokenizeRequest(text=text, add_special=False))
-    return _of_ids((*context, *answer.tokens), running.num_ctx)
+    return (*context, *answer.tokens)
 
 
-async def counted(running: RunningModel, text: str) -> Prompt:
+async def _counted(running: RunningModel, text: str) -> Prompt:
     """The text as it is where it surely fits the context, its token ids where they must be counted."""
     if len(text.encode("utf-8", "surrogatepass")) + SPECIAL_TOKENS <= running.num_ctx:
         return Prompt(text)
     answer = await running.client.tokenize(TokenizeRequest(text=text))
-    return _of_ids(answer.tokens, running.num_ctx)
-
-
-def _of_ids(ids: tuple[int, ...], num_ctx: int) -> Prompt:
-    return Prompt(ids, truncated_tokens=max(len(ids) - num_ctx, 0))
+    return Prompt(answer.tokens, is_too_long=len(answer.tokens) > running.num_ctx)
 
 
 async def _shortened(rendered: Rendered, running: RunningModel) -> Prompt | None:
@@ -102,8 +98,8 @@ async def _shortened(rendered: Rendered, running: RunningModel) -> Prompt | None
     while low <= high:
         middle = (low + high) // 2
         number, shorter = await _first_that_renders(rendered, droppable, middle)
-        prompt = await counted(running, shorter.text) if shorter else None
-        if prompt and not prompt.truncated_tokens:
+        prompt = await _counted(running, shorter.text) if shorter else None
+        if prompt and not prompt.is_too_long:
             best, high = Prompt(prompt.value, truncated_messages=number), middle - 1
         else:
             low = number + 1

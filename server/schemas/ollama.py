@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from runner.protocol import MAX_TOP_LOGPROBS
-from server.schemas.base import KeepAlive, Request, UnsupportedError, only
+from server.schemas.base import Integer, KeepAlive, ModelName, Request, UnsupportedError, only, only_with, whole
 
 TEMPLATE_SENTENCE = (
     "field 'template' is a Go template in Ollama, which Shale does not run; the chat template in the GGUF file is used"
@@ -19,15 +19,27 @@ TOOLS_SENTENCE = "field 'tools' is not supported yet"
 IMAGE_MODEL_SENTENCE = "fields 'width', 'height' and 'steps' belong to image generation, which is not supported"
 MAX_TOKENS = 1 << 20
 
+
+def _whole_each(value: Any) -> Any:
+    """``whole`` for each, where there is any other than an integer: a long list is not gone through for nothing."""
+    return list(map(whole, value)) if isinstance(value, list) and float in set(map(type, value)) else value
+
+
+def _think(value: Any) -> bool | str | None:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    raise ValueError("must be true, false or a string")
+
+
 Format = Annotated[Any, only("", sentence=FORMAT_SENTENCE)]
 ImageSize = Annotated[Any, only(0, sentence=IMAGE_MODEL_SENTENCE)]
-Tokens = Annotated[tuple[int, ...], Field(max_length=MAX_TOKENS)]
+Tokens = Annotated[tuple[int, ...], BeforeValidator(_whole_each), Field(strict=False, max_length=MAX_TOKENS)]
 
 
 class ModelRequest(Request):
-    """A request for one model. An empty name is reported by the route, whose text differs from route to route."""
+    """A request for one model."""
 
-    model: str = ""
+    model: ModelName = ""
     keep_alive: KeepAlive = None
     options: dict[str, Any] | None = None
 
@@ -37,16 +49,18 @@ class CompletionFields(ModelRequest):
 
     stream: bool | None = None
     format: Format = None
-    think: bool | str | None = None
+    think: Annotated[bool | str | None, BeforeValidator(_think)] = None
     truncate: bool | None = None
     shift: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Integer | None = None
 
     @model_validator(mode="after")
     def _check_top_logprobs(self) -> CompletionFields:
         if not 0 <= (self.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
             raise UnsupportedError(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+        if self.top_logprobs and not self.logprobs:
+            raise only_with("top_logprobs", "logprobs")
         return self
 
     @property
@@ -80,14 +94,14 @@ class GenerateRequest(CompletionFields):
 
 
 class ChatRequest(CompletionFields):
-    messages: tuple[dict[str, Any], ...] | None = None
+    messages: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] | None = None
     tools: Annotated[Any, only([], sentence=TOOLS_SENTENCE)] = None
 
 
 class EmbedRequest(ModelRequest):
     input: Any = None  # "invalid input type" is Ollama's sentence, said by the route
     truncate: bool | None = None
-    dimensions: Annotated[int, Field(ge=0)] | None = None
+    dimensions: Annotated[Integer, Field(ge=0)] | None = None
 
 
 class EmbeddingsRequest(ModelRequest):
@@ -101,9 +115,15 @@ class ShowRequest(Request):
     system: str | None = None
     options: dict[str, Any] | None = None
 
+    @model_validator(mode="after")
+    def _check_name(self) -> ShowRequest:
+        if not (self.model or self.name):
+            raise UnsupportedError("model is required")
+        return self
+
 
 class TokenizeRequest(Request):
-    model: str = ""
+    model: ModelName = ""
     text: str
     add_special: bool = True
     parse_special: bool = True
@@ -111,6 +131,6 @@ class TokenizeRequest(Request):
 
 
 class DetokenizeRequest(Request):
-    model: str = ""
+    model: ModelName = ""
     tokens: Tokens
     keep_alive: KeepAlive = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from runner.protocol import MAX_TOP_LOGPROBS, SamplingOptions
-from server.schemas.base import KeepAlive, Request, UnsupportedError, only
-from server.schemas.options import read_loading, sampling_options
+from server.schemas.base import Integer, KeepAlive, ModelName, Request, UnsupportedError, only, only_with
+from server.schemas.options import OptionError, read_loading, sampling_options
 
 MAX_CHOICES = 128  # for each prompt
 MAX_PROMPTS = 2048
@@ -63,6 +63,15 @@ def read_prompts(value: Any) -> tuple[Prompt, ...]:
     )
 
 
+def _context_length(value: Any) -> Any:
+    try:
+        return None if value is None else read_loading("num_ctx", value)
+    except OptionError as error:
+        raise UnsupportedError(str(error)) from error
+
+
+NumCtx = Annotated[int | Literal["auto"] | None, BeforeValidator(_context_length)]
+
 Prompts = Annotated[tuple[Prompt, ...], BeforeValidator(read_prompts)]
 
 
@@ -74,12 +83,12 @@ class StreamOptions(Request):
 class GenerationRequest(Request):
     """What both completion routes share."""
 
-    model: str = ""
+    model: ModelName = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    seed: int | None = None
+    max_tokens: Annotated[Integer, Field(ge=1)] | None = None
+    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Integer | None = None
     stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
     temperature: float | None = None
     top_p: float | None = None
@@ -88,17 +97,24 @@ class GenerationRequest(Request):
     logit_bias: Annotated[Any, _refused("logit_bias", {})] = None
     user: str | None = None
     # additions: samplers and load options under Ollama's names
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     typical_p: float | None = None
     repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
+    repeat_last_n: Integer | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     truncate: bool | None = None
-    num_ctx: int | Literal["auto"] | None = None
+    num_ctx: NumCtx = None
     keep_alive: KeepAlive = None
     return_token_ids: bool | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _check_stream_options(cls, given: StreamOptions | None, others: ValidationInfo) -> StreamOptions | None:
+        if given is not None and not others.data.get("stream"):
+            raise only_with("stream_options", "stream")
+        return given
 
     @property
     def num_predict(self) -> int | None:
@@ -110,8 +126,8 @@ class GenerationRequest(Request):
 
     @property
     def loading(self) -> Mapping[str, Any]:
-        """Load-time options that the request names. Raises OptionError."""
-        return {} if self.num_ctx is None else {"num_ctx": read_loading("num_ctx", self.num_ctx)}
+        """Load-time options that the request names."""
+        return {} if self.num_ctx is None else {"num_ctx": self.num_ctx}
 
     def sampling(self, choice: int = 0) -> SamplingOptions:
         """How choice number ``choice`` is sampled; with a seed, each choice gets its own. Raises OptionError."""
@@ -122,10 +138,10 @@ class GenerationRequest(Request):
 
 
 class ChatCompletionRequest(GenerationRequest):
-    messages: tuple[dict[str, Any], ...] = ()
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
+    max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[Any, _refused("tools", [])] = None
     tool_choice: Annotated[Any, _refused("tool_choice", "none", "auto")] = None
     functions: Annotated[Any, _refused("functions", [])] = None
@@ -143,6 +159,13 @@ class ChatCompletionRequest(GenerationRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @field_validator("top_logprobs")
+    @classmethod
+    def _check_top_logprobs(cls, given: int | None, others: ValidationInfo) -> int | None:
+        if given and not others.data.get("logprobs"):
+            raise only_with("top_logprobs", "logprobs")
+        return given
+
     @property
     def num_predict(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -154,7 +177,7 @@ class ChatCompletionRequest(GenerationRequest):
 
 class CompletionRequest(GenerationRequest):
     prompt: Prompts
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: Annotated[Any, _refused("echo", False)] = None
     suffix: Annotated[Any, _refused("suffix", "")] = None
     best_of: Annotated[Any, _refused("best_of", 1)] = None
@@ -171,11 +194,11 @@ class CompletionRequest(GenerationRequest):
 
 
 class EmbeddingRequest(Request):
-    model: str = ""
+    model: ModelName = ""
     input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[Integer, Field(ge=1)] | None = None
     user: str | None = None
     truncate: bool | None = None
-    num_ctx: int | Literal["auto"] | None = None
+    num_ctx: NumCtx = None
     keep_alive: KeepAlive = None

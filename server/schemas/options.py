@@ -40,11 +40,6 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-def _context_length(value: Any) -> int | str:
-    """A number of tokens, or "auto"."""
-    return AUTO if value == AUTO else _integer(value)
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("string")
@@ -73,8 +68,16 @@ def _cache_type(value: Any) -> KVCacheType:
         raise ValueError('string, such as "q8_0", or "q8_0,f16" for keys and values') from error
 
 
-def _boolean_or_auto(value: Any) -> bool | str:
-    return AUTO if value == AUTO else _boolean(value)
+def _or_auto(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``read``, and beside what it takes the word "auto"."""
+
+    def read_or_auto(value: Any) -> Any:
+        try:
+            return AUTO if value == AUTO else read(value)
+        except ValueError as error:
+            raise ValueError(f'{error}, or "{AUTO}"') from error
+
+    return read_or_auto
 
 
 SAMPLING: Mapping[str, Callable[[Any], Any]] = {
@@ -102,7 +105,7 @@ COMPLETION: Mapping[str, Callable[[Any], Any]] = {**SAMPLING, CACHE_PROMPT: _boo
 """All options of one completion."""
 
 LOADING: Mapping[str, tuple[Callable[[Any], Any], int | None]] = {
-    "num_ctx": (_context_length, 4),
+    "num_ctx": (_or_auto(_integer), 4),
     "num_batch": (_integer, 1),
     "num_thread": (_integer, 0),
     "num_gpu": (_integer, -1),
@@ -110,7 +113,7 @@ LOADING: Mapping[str, tuple[Callable[[Any], Any], int | None]] = {
     "use_mmap": (_boolean, None),
     "kv_cache_type": (_cache_type, None),
     "num_parallel": (_integer, 1),
-    "flash_attention": (_boolean_or_auto, None),
+    "flash_attention": (_or_auto(_boolean), None),
     "fail_if_not_gpu": (_boolean, None),
 }
 """Options that a model is loaded with, and the least value each may have."""

@@ -7,17 +7,25 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from server.schemas.base import Request
+from scheduler.errors import SettingsError
+from server.schemas.base import ModelName, Request, UnsupportedError
 from server.schemas.options import LOADING, read_loading, read_options
+from server.settings import read_devices
 
 
 def _devices(value: Any) -> str | None:
     """A list is written as text: ``["24GiB", 1024]`` → ``24GiB,1024``."""
     if isinstance(value, list) and all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in value):
-        return ",".join(map(str, value)) if value else "cpu"
-    if value is None or isinstance(value, str):
-        return value or None
-    raise ValueError('must be a text such as "24GiB,12GiB" or a list of sizes')
+        value = ",".join(map(str, value)) if value else "cpu"
+    if value is not None and not isinstance(value, str):
+        raise ValueError('must be a text such as "24GiB,12GiB" or a list of sizes')
+    if not value:
+        return None
+    try:
+        read_devices(value)
+    except SettingsError as error:
+        raise UnsupportedError(str(error)) from error
+    return value
 
 
 def _size(value: Any) -> str | None:
@@ -29,7 +37,7 @@ def _size(value: Any) -> str | None:
 class PlanRequest(Request):
     """``devices`` and ``system_memory`` are of a machine that one thinks of; without them, this one as it is."""
 
-    model: str = ""
+    model: ModelName = ""
     devices: Annotated[str | None, BeforeValidator(_devices)] = None
     system_memory: Annotated[str | None, BeforeValidator(_size)] = None
     num_ctx: Any = None

@@ -8,7 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+import pytest
+from serving import Server
+
+from runner.kernels import _cpu
+from server.settings import ISA_NAMES
 
 DEMO = "shale-demo"
 QUESTION = "What does textwrap.dedent do?"
@@ -34,6 +41,7 @@ def test_run_answers_its_arguments(server: Any) -> None:
     result = server.command("run", DEMO, "--verbose", *QUESTION.split())
     assert ANSWER in result.stdout
     assert "tokens/s" in result.stderr
+    assert result.stderr.endswith(" s\n")
 
 
 def test_an_option_without_a_value_is_refused(server: Any) -> None:
@@ -46,7 +54,7 @@ def test_run_answers_what_is_piped_in(server: Any) -> None:
 
 def test_errors_are_one_line(server: Any) -> None:
     result = server.command("run", "nope", "hi")
-    assert (result.returncode, result.stderr.strip()) == (1, "shale: model 'nope' not found")
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "shale: model 'nope' not found\n")
     result = server.command("serve")
     assert result.returncode == 1
     assert "the address is in use" in result.stderr
@@ -67,6 +75,30 @@ def test_a_bad_setting_is_told_before_anything_starts(server: Any) -> None:
     result = subprocess.run(command, cwd=server.root, env=environment, capture_output=True, text=True, timeout=30)
     assert result.returncode == 1
     assert result.stderr.startswith("shale: SHALE_NUM_PARALLEL='many' cannot be used; allowed: ")
+
+
+def test_an_instruction_set_that_the_cpu_lacks_is_told_before_anything_starts(server: Any) -> None:
+    lacking = [name for name in ISA_NAMES if name not in ("auto", *_cpu.available_isas())]
+    if not lacking:
+        pytest.skip("this CPU has them all")
+    environment = {**server.environment, "SHALE_KERNELS": "fast", "SHALE_CPU_ISA": lacking[0]}
+    command = [sys.executable, "-m", "server", "serve", "--host", "127.0.0.1:0"]
+    result = subprocess.run(command, cwd=server.root, env=environment, capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        f"shale: SHALE_CPU_ISA={lacking[0]!r} cannot be used; allowed on this machine: auto,"
+    )
+
+
+def test_a_misspelt_setting_is_told_at_the_start(repository_root: Path, models: Path, tmp_path: Path) -> None:
+    server = Server(repository_root, models, tmp_path / "log", SHALE_CONTEXT_LENGHT="64")
+    try:
+        server.wait_until_up()
+        said = server.log.read_text()
+    finally:
+        server.stop()
+    assert "WARNING" in said
+    assert "SHALE_CONTEXT_LENGHT is no setting and has no effect; is SHALE_CONTEXT_LENGTH meant?" in said
 
 
 def _let_ctrl_c_through() -> None:

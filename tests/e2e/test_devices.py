@@ -117,7 +117,7 @@ def test_the_commands(split_server: Server, demo_model: Path) -> None:
     known = "f16, bf16, f32, q8_0, q4_0"
     assert (refused.returncode, refused.stderr) == (1, f"shale: kv_cache_type must be one of {known}, found 'q5_1'\n")
     refused = split_server.command("plan", DEMO, "--ctx", "large")
-    assert (refused.returncode, refused.stderr) == (1, 'shale: option "num_ctx" must be of type integer\n')
+    assert (refused.returncode, refused.stderr) == (1, 'shale: option "num_ctx" must be of type integer, or "auto"\n')
 
 
 def test_a_runner_that_is_killed_gives_its_memory_back(split_server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -161,11 +162,19 @@ def test_an_answer_without_end_ends_at_ten_contexts(narrow: Any) -> None:
     assert (endless["eval_count"], endless["done_reason"]) == (320, "length")
 
 
-def test_a_smaller_context_than_the_loaded_one_is_noted(narrow: Any, server: Any) -> None:
-    assert "notes" not in narrow("abc", num_predict=1).json()
-    options = {"num_ctx": 16, "num_predict": 1}
-    body = {"model": "tiny/llama", "prompt": "abc", "raw": True, "stream": False, "options": options}
-    assert server.post("/api/generate", body).json()["notes"] == ["num_ctx 16: the model is loaded with 32"]
+@pytest.mark.parametrize("more", [{}, {"shift": False}, {"truncate": False}])
+def test_a_context_is_the_same_on_a_model_that_is_loaded_with_more(
+    client: ollama.Client, narrow: Any, server: Any, more: Any
+) -> None:
+    def answers() -> list[tuple[int, Any]]:
+        found = [narrow(prompt, num_predict=60, **more) for prompt in ("abc", "abc " * 12, "abc " * 50)]
+        counts = ("error", "response", "eval_count", "prompt_eval_count", "truncated_tokens", "shifted_tokens")
+        return [(each.status_code, [each.json().get(name) for name in counts]) for each in found]
+
+    before = answers()
+    server.post("/api/generate", {"model": "tiny/llama", "options": {"num_ctx": 200}})
+    assert {each.model: each.context_length for each in client.ps().models}["tiny/llama"] == 200
+    assert answers() == before
 
 
 def test_num_keep_is_part_of_the_answer(narrow: Any) -> None:
@@ -181,7 +190,7 @@ def test_a_long_prompt_is_cut_unless_told_otherwise(narrow: Any) -> None:
     refused = narrow("abc " * 50, num_predict=2, truncate=False)
     assert refused.status_code == 400
     numbers = [int(word) for word in refused.json()["error"].replace(",", " ").split() if word.isdigit()]
-    assert numbers == [cut["truncated_tokens"] + 32, 32]
+    assert numbers == [cut["truncated_tokens"] + cut["prompt_eval_count"], 32]
 
 
 def test_a_prompt_seen_before_comes_from_the_cache(server: Any) -> None:
@@ -232,6 +241,50 @@ def test_errors_reach_the_client(client: ollama.Client, call: Any, status: int, 
         call(client)
     assert caught.value.status_code == status
     assert caught.value.error.startswith(text)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("verb", "instead"),
+    [
+        ("pull", "copy a GGUF file into the folder"),
+        ("push", "they are the GGUF files in the folder"),
+        ("create", "copy a GGUF file into the folder"),
+    ],
+)
+def test_what_to_do_instead_reaches_the_client(
+    client: ollama.Client, models: Path, verb: str, instead: str, stream: bool
+) -> None:
+    with pytest.raises(ollama.ResponseError) as caught:
+        list(getattr(client, verb)("llama3.2", stream=stream))
+    assert caught.value.error == f"Shale does not {verb} models; {instead} {models} (SHALE_MODELS)"
+    assert caught.value.status_code == 501
+
+
+def test_copying_and_deleting_are_refused_as_well(client: ollama.Client, models: Path) -> None:
+    with pytest.raises(ollama.ResponseError, match="Shale does not copy models; copy the GGUF file in the folder"):
+        client.copy(DEMO, "mine")
+    with pytest.raises(ollama.ResponseError, match=f"remove the GGUF file from the folder {models}"):
+        client.delete(DEMO)
+    assert any(model.model == DEMO for model in client.list().models)
+
+
+def test_all_that_the_package_can_send_is_taken(client: ollama.Client) -> None:
+    options = ollama.Options(
+        numa=False, num_ctx=512, num_batch=64, num_gpu=1, main_gpu=0, low_vram=False, f16_kv=True, logits_all=False,
+        vocab_only=False, use_mmap=True, use_mlock=False, num_thread=1, num_keep=4, seed=3, num_predict=2, top_k=5,
+        top_p=1, tfs_z=1, typical_p=1, repeat_last_n=8, temperature=1, repeat_penalty=1, presence_penalty=0,
+        frequency_penalty=0, mirostat=0, mirostat_tau=5, mirostat_eta=0.1, penalize_newline=True, stop=["zzz"],
+    )  # fmt: skip
+    more: Any = {"options": options, "keep_alive": 5, "think": False, "logprobs": True, "top_logprobs": 2}
+    message = ollama.Message(role="user", content=QUESTION)
+    assert client.chat(DEMO, messages=[message], tools=[], format=None, **more).eval_count == 2
+    made = client.generate(
+        DEMO, QUESTION, suffix="", system="be", template="", context=[], raw=False, images=[], **more
+    )
+    assert made.eval_count == 2
+    answer = client.embed("tiny/bert", "abc", truncate=True, options=options, keep_alive="1m", dimensions=8)
+    assert len(answer.embeddings[0]) == 8
 
 
 def test_tokens_go_there_and_back(server: Any) -> None:

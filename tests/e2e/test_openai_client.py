@@ -174,12 +174,24 @@ def test_models(openai_client: openai.OpenAI) -> None:
 def test_errors_have_their_types(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="model 'nope' not found"):
         openai_client.chat.completions.create(model="nope", messages=MESSAGES)
+    with pytest.raises(openai.BadRequestError, match="this model does not support embeddings"):
+        openai_client.embeddings.create(model=DEMO, input="x")
     with pytest.raises(openai.BadRequestError, match="is too short - 'messages'"):
         openai_client.chat.completions.create(model=DEMO, messages=[])
     tools: Any = [{"type": "function", "function": {"name": "f"}}]
     with pytest.raises(openai.BadRequestError, match="'tools' is not supported yet") as caught:
         openai_client.chat.completions.create(model=DEMO, messages=MESSAGES, tools=tools)
     assert caught.value.param == "tools"
+
+
+def test_what_the_package_sends_for_a_chat_is_taken(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.chat.completions.create(
+        model=DEMO, messages=MESSAGES, max_completion_tokens=2, n=1, seed=1, temperature=1, top_p=1, logprobs=True,
+        top_logprobs=0, frequency_penalty=0, presence_penalty=0.5, stop="zzz", stream=False, user="me", store=False,
+        metadata={"a": "b"}, parallel_tool_calls=True, service_tier="auto", response_format={"type": "text"},
+        stream_options=None, logit_bias={}, modalities=["text"], safety_identifier="me", prompt_cache_key="k",
+    )  # fmt: skip
+    assert answer.usage.completion_tokens == 2
 
 
 def test_a_prompt_over_the_context_is_refused_and_not_cut(openai_client: openai.OpenAI) -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from scheduler.errors import CrashLoopError, QueueFullError, RunnerRequestError
-from server.errors import InvalidRequestError, ModelNotFoundError, TooLargeError, body_of, failure_of, is_defect
+from server.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotDoneHereError,
+    TooLargeError,
+    body_of,
+    failure_of,
+    is_defect,
+    status_of,
+)
 from server.schemas.messages import MessageError
 from server.schemas.options import OptionError
 
@@ -18,6 +27,7 @@ from server.schemas.options import OptionError
         (MessageError("x"), 400),
         (ModelNotFoundError("x"), 404),
         (TooLargeError("x"), 413),
+        (NotDoneHereError("x"), 501),
         (QueueFullError(), 503),
         (RunnerRequestError(501, "this model does not support embeddings"), 501),
         (KeyError("x"), 500),
@@ -50,10 +60,19 @@ def test_the_body_is_that_of_the_family() -> None:
     }
 
 
-@pytest.mark.parametrize(("status", "kind"), [(400, "invalid_request_error"), (503, "api_error"), (500, "api_error")])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "invalid_request_error"), (501, "invalid_request_error"), (503, "api_error"), (500, "api_error")],
+)
 def test_openai_types_follow_the_status(status: int, kind: str) -> None:
     body = body_of(failure_of(RunnerRequestError(status, "x")), "/v1/models")
     assert body["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(("path", "status"), [("/api/embed", 501), ("/v1/embeddings", 400)])
+def test_openais_clients_do_not_ask_again_for_what_is_not_done(path: str, status: int) -> None:
+    assert status_of(failure_of(RunnerRequestError(501, "x")), path) == status
+    assert status_of(failure_of(RunnerRequestError(500, "x")), path) == 500
 
 
 def test_a_prompt_over_the_context_has_openais_code() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import Address, SettingError, Settings, parse_address, rows
+from scheduler.errors import SettingsError
+from server.settings import Address, SettingError, Settings, parse_address, read_devices, rows, warnings
 
 
 def test_without_environment_everything_has_its_default() -> None:
@@ -64,7 +65,7 @@ def test_keep_alive_is_seconds_or_a_duration(text: str, seconds: float) -> None:
     assert Settings.from_environment({"SHALE_KEEP_ALIVE": text}).keep_alive_s == seconds
 
 
-@pytest.mark.parametrize(("text", "number"), [("auto", 0), ("0", 0), ("3", 3), ("", 0)])
+@pytest.mark.parametrize(("text", "number"), [("auto", 0), ("0", 0), ("3", 3), ("1024", 1024), ("", 0)])
 def test_the_number_of_sequences_may_be_left_to_the_server(text: str, number: int) -> None:
     assert Settings.from_environment({"SHALE_NUM_PARALLEL": text}).num_parallel == number
 
@@ -74,6 +75,31 @@ def test_the_number_of_sequences_may_be_left_to_the_server(text: str, number: in
 )
 def test_the_type_of_the_cache_is_one_or_two(text: str, types: object) -> None:
     assert Settings.from_environment({"OLLAMA_KV_CACHE_TYPE": text}).kv_cache_type == types
+
+
+@pytest.mark.parametrize(("text", "length"), [("0", 0), ("4", 4), ("8192", 8192)])
+def test_a_context_is_the_default_or_long_enough(text: str, length: int) -> None:
+    assert Settings.from_environment({"SHALE_CONTEXT_LENGTH": text}).context_length == length
+
+
+@pytest.mark.parametrize("text", ["auto", "cpu", "sim:8GiB", "sim:8GiB, sim:1"])
+def test_devices_stay_as_they_are_written(text: str) -> None:
+    assert Settings.from_environment({"SHALE_DEVICES": text}).devices == text
+
+
+@pytest.mark.parametrize("text", ["24GiB,12GiB", "sim:8MiB", "cpu"])
+def test_a_plan_may_think_of_more_devices_than_there_are(text: str) -> None:
+    assert len(read_devices(text)) == text.count("B")
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "24GiB,0", "sim:0", "sim:0.5", "cpu,1GiB", "cpu,sim:1GiB", "1GiB,sim:1GiB", "8GB"]
+)
+def test_neither_a_plan_nor_a_setting_has_devices_of_nothing_or_mixes_them(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^devices: "):
+        read_devices(text)
+    with pytest.raises(SettingError):
+        Settings.from_environment({"SHALE_DEVICES": text})
 
 
 def test_no_load_timeout_means_for_ever() -> None:
@@ -89,8 +115,16 @@ def test_the_home_directory_is_filled_in() -> None:
     [
         ("SHALE_HOST", "h:99999", "port of 0 to 65535"),
         ("SHALE_HOST", "https://h", "host:port"),
-        ("SHALE_NUM_PARALLEL", "-1", "at least 0"),
-        ("OLLAMA_NUM_PARALLEL", "x", "at least 0"),
+        ("SHALE_NUM_PARALLEL", "-1", "allowed: auto, or a whole number of 0 to 1024"),
+        ("SHALE_NUM_PARALLEL", "1025", "allowed: auto, or a whole number of 0 to 1024"),
+        ("OLLAMA_NUM_PARALLEL", "x", "allowed: auto, or a whole number of 0 to 1024"),
+        ("SHALE_CONTEXT_LENGTH", "2", "allowed: 0, or a whole number of at least 4"),
+        ("SHALE_CONTEXT_LENGTH", "-4", "allowed: 0, or a whole number of at least 4"),
+        ("SHALE_MAX_QUEUE", "0", "allowed: a whole number of at least 1"),
+        ("SHALE_DEVICES", "sim:0", "allowed: auto; cpu; or simulated devices alone, each of at least 1 byte"),
+        ("SHALE_DEVICES", "cpu,sim:1GiB", "allowed: auto; cpu; or simulated devices alone"),
+        ("SHALE_DEVICES", "8GiB", "such as sim:8GiB"),
+        ("SHALE_DEVICES", "auto,cpu", "allowed: auto; cpu;"),
         ("SHALE_KERNELS", "quick", "fast, reference"),
         ("SHALE_CPU_ISA", "mmx", "avx512vnni"),
         ("SHALE_KEEP_ALIVE", "soon", "seconds"),
@@ -109,6 +143,22 @@ def test_a_bad_value_is_an_error_that_names_variable_value_and_what_is_allowed(
     assert name in text
     assert repr(value) in text
     assert allowed in text
+
+
+def test_what_looks_like_a_setting_and_is_none_is_told() -> None:
+    environment = {"SHALE_NUM_PARALEL": "4", "SHALE_BOGUS": "1", "SHALE_EMPTY": " ", "SHALE_HOST": "h", "BOGUS": "1"}
+    assert warnings(environment) == [
+        "SHALE_BOGUS is no setting and has no effect",
+        "SHALE_NUM_PARALEL is no setting and has no effect; is SHALE_NUM_PARALLEL meant?",
+    ]
+
+
+def test_variables_of_the_makefile_and_of_ollama_need_no_warning() -> None:
+    assert warnings({"SHALE_PEER_PYTHON": "/x", "OLLAMA_BOGUS": "1", **dict.fromkeys(all_names(), "1")}) == []
+
+
+def all_names() -> list[str]:
+    return [name for row in rows().values() for name in row.names]
 
 
 def test_every_setting_is_described() -> None:

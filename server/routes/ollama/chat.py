@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from scheduler.scheduler import RunningModel
-from server.errors import InvalidRequestError
 from server.routes.body import read_request
 from server.routes.generation import Final, Job, Prepared
 from server.routes.ollama.answers import answer, answer_without_prompt
@@ -26,8 +25,6 @@ router = APIRouter()
 async def chat(request: Request) -> Response:
     service = service_of(request)
     body = await read_request(request, ChatRequest)
-    if not body.model:
-        raise InvalidRequestError("model is required", param="model")
     entry = await service.find(body.model)
     if body.messages or body.keep_alive != 0:  # a model of any kind can be unloaded
         require_completion(entry, body.model, "chat")
@@ -39,7 +36,7 @@ async def chat(request: Request) -> Response:
         assert rendered is not None  # without messages nothing is completed
         prompt = await chat_prompt(rendered, running, body.truncate is not False)
         request = completion_request(body, options, prompt.value)
-        return [Prepared(request, prompt.truncated_messages, prompt.truncated_tokens)]
+        return [Prepared(request, prompt.truncated_messages)]
 
     job = Job(entry, options.loading, body.keep_alive, prepare)
     if rendered is None:

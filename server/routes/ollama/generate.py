@@ -36,8 +36,7 @@ async def generate(request: Request) -> Response:
 
     async def prepare(running: RunningModel) -> Sequence[Prepared]:
         prompt = await generate_prompt(running, text, body.context or ())
-        request = completion_request(body, options, prompt.value)
-        return [Prepared(request, truncated_tokens=prompt.truncated_tokens)]
+        return [Prepared(completion_request(body, options, prompt))]
 
     job = Job(entry, options.loading, body.keep_alive, prepare)
     if not body.prompt:

@@ -36,7 +36,7 @@ async def chat_completions(request: Request) -> Response:
     async def prepare(running: RunningModel) -> Sequence[Prepared]:
         prompt = await chat_prompt(rendered, running, bool(body.truncate))
         requests = [_request(body, prompt.value, sampling) for sampling in samplings]
-        return [Prepared(each, prompt.truncated_messages, prompt.truncated_tokens) for each in requests]
+        return [Prepared(each, prompt.truncated_messages) for each in requests]
 
     job = Job(entry, body.loading, body.keep_alive, prepare, len(samplings))
     return await answer(request, service, body, job, ChatChoices(bool(body.return_token_ids)))

@@ -16,10 +16,8 @@ from server.routes.body import read_request
 from server.routes.generation import Job, Piece, Prepared, Whole
 from server.routes.openai.answers import answer
 from server.routes.openai.chat import token_logprobs
-from server.routes.prompt import Prompt, counted
 from server.routes.service import require_completion, service_of
-from server.schemas.openai import CompletionRequest
-from server.schemas.openai import Prompt as GivenPrompt
+from server.schemas.openai import CompletionRequest, Prompt
 
 router = APIRouter()
 
@@ -33,29 +31,22 @@ async def completions(request: Request) -> Response:
     samplings = [body.sampling(choice) for choice in range(body.n or 1)]
 
     async def prepare(running: RunningModel) -> Sequence[Prepared]:
-        prompts = [await _prompt(running, given) for given in body.prompt]
-        return [_prepared(body, prompt, sampling) for prompt in prompts for sampling in samplings]
+        return [_prepared(body, prompt, sampling) for prompt in body.prompt for sampling in samplings]
 
     job = Job(entry, body.loading, body.keep_alive, prepare, len(samplings))
     return await answer(request, service, body, job, TextChoices(bool(body.return_token_ids)))
 
 
-async def _prompt(running: RunningModel, given: GivenPrompt) -> Prompt:
-    if isinstance(given, str):
-        return await counted(running, given)
-    return Prompt(given, truncated_tokens=max(len(given) - running.num_ctx, 0))
-
-
 def _prepared(body: CompletionRequest, prompt: Prompt, sampling: SamplingOptions) -> Prepared:
     wire = WireCompletionRequest(
-        prompt=prompt.value,
+        prompt=prompt,
         options=sampling,
         top_logprobs=body.logprobs,
         truncate=bool(body.truncate),
         shift=False,
         cache_prompt=body.cache_prompt is not False,
     )
-    return Prepared(wire, truncated_tokens=prompt.truncated_tokens)
+    return Prepared(wire)
 
 
 @dataclass(slots=True)

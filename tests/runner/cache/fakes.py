@@ -106,6 +106,11 @@ class Bench:
         self.step([(sequence, tokens[sequence.num_past :])])
         return sequence
 
+    def fill(self, sequence: Sequence, tokens: list[int], chunk: int) -> None:
+        """Stores ``tokens`` in steps of ``chunk``."""
+        for start in range(0, len(tokens), chunk):
+            self.step([(sequence, tokens[start : start + chunk])])
+
     def step(self, runs: list[tuple[Sequence, list[int]]]) -> None:
         self.cache.place([(sequence, len(tokens)) for sequence, tokens in runs])
         batch = Batch.of([(sequence, tokens, "none") for sequence, tokens in runs])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -68,17 +69,24 @@ class Cache(RuleBasedStateMachine):
     def shift(self, data: st.DataObject) -> None:
         bench = self.bench
         sequence = data.draw(st.sampled_from([each for each in self.open_sequences if each.num_past]))
-        num_keep = data.draw(st.integers(0, sequence.num_past - 1))
-        num_discard = data.draw(st.integers(1, sequence.num_past - num_keep))
+        num_past, window = sequence.num_past, bench.window
+        num_keep = data.draw(st.integers(0, num_past - 1))
+        proposed = bench.cache.num_discardable(sequence, num_keep)
+        assert 0 <= proposed <= max(1, (num_past - num_keep) // 2)
+        num_discard = data.draw(st.sampled_from([max(1, proposed), *range(1, num_past - num_keep + 1)]))
         before = bench.state()
-        if not bench.cache.is_shiftable(sequence, num_keep, num_discard):
-            assert bench.window
-            return
         try:
             bench.shift(sequence, num_keep, num_discard)
         except CacheFullError:
             assert self.is_shrunk
             assert bench.state() == before
+        except ValueError:
+            assert num_discard > max(proposed, num_past + 1 - window - num_keep)
+            assert num_past >= window > 0
+            assert bench.state() == before
+        else:
+            assert proposed
+            assert not window or num_past <= window or num_discard <= num_past + 1 - window - num_keep
 
     @rule()
     def defragment(self) -> None:
@@ -105,6 +113,13 @@ class Cache(RuleBasedStateMachine):
     def check(self) -> None:
         self.bench.check()
         assert self.bench.cache.stats().num_prefixes <= 64
+
+    @invariant()
+    def every_prefix_serves_at_its_end(self) -> None:
+        cache = self.bench.cache
+        for each in cache._prefixes:
+            longer = np.append(each.stored, [9]).astype(np.int32)
+            assert cache.longest_prefix(longer) == each.num_past
 
 
 TestCache = Cache.TestCase

@@ -29,7 +29,9 @@ def drawn(*things: Any, answer: Any = None) -> str:
 
 @pytest.fixture
 def answer(demo_model: Path) -> Any:
-    return plan.plan_file(demo_model, PlanRequest(devices="sim:8MiB,sim:6MiB", num_ctx=256, system_memory="1GiB"))
+    return plan.plan_file(
+        demo_model, PlanRequest(model="demo", devices="sim:8MiB,sim:6MiB", num_ctx=256, system_memory="1GiB")
+    )
 
 
 def test_the_picture(answer: Any) -> None:
@@ -47,14 +49,14 @@ def test_the_picture(answer: Any) -> None:
 
 
 def test_a_part_stays_on_the_cpu(demo_model: Path) -> None:
-    body = PlanRequest(devices="sim:8MiB", num_ctx=1500, num_batch=64, system_memory="1GiB")
+    body = PlanRequest(model="demo", devices="sim:8MiB", num_ctx=1500, num_batch=64, system_memory="1GiB")
     text = drawn(answer=plan.plan_file(demo_model, body))
     assert " of 7 layers on GPUs; the CPU keeps layers 0-" in text
     assert "the model does not fit wholly with any context" not in text  # a smaller one does
 
 
 def test_real_gpus_keep_some_for_the_driver(demo_model: Path) -> None:
-    text = drawn(answer=plan.plan_file(demo_model, PlanRequest(devices="1GiB", num_ctx="auto")))
+    text = drawn(answer=plan.plan_file(demo_model, PlanRequest(model="demo", devices="1GiB", num_ctx="auto")))
     assert "░ driver" in text
     assert 'num_ctx "auto" is 2048' in text
     assert "is 2048 tokens (all that the model was trained for)" in text
@@ -62,13 +64,13 @@ def test_real_gpus_keep_some_for_the_driver(demo_model: Path) -> None:
 
 def test_without_gpus(demo_model: Path) -> None:
     assert "all 7 layers are on the CPU: there is no GPU" in drawn(
-        answer=plan.plan_file(demo_model, PlanRequest(devices="cpu"))
+        answer=plan.plan_file(demo_model, PlanRequest(model="demo", devices="cpu"))
     )
 
 
 def test_errors_are_the_scheduler_s(demo_model: Path) -> None:
     with pytest.raises(CommandError, match="kv_cache_type must be one of f16, bf16"):
-        plan.plan_file(demo_model, PlanRequest(kv_cache_type="q5_1"))
+        plan.plan_file(demo_model, PlanRequest(model="demo", kv_cache_type="q5_1"))
     with pytest.raises(CommandError, match="No such file"):
         plan.ask("none.gguf", {})
 

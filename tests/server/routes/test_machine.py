@@ -84,6 +84,8 @@ def test_a_plan_says_what_became_of_the_context(planner: Any) -> None:
         ({"model": "demo", "num_ctxx": 5}, 400, "unknown field 'num_ctxx'; known here: model, devices"),
         ({"model": "demo", "options": {"num_ctxx": 5}}, 400, 'unknown option "num_ctxx"; known: '),
         ({"model": "demo", "devices": "24GB"}, 400, "devices: size '24GB' is not understood"),
+        ({"model": "demo", "devices": [0]}, 400, "devices: '0' has one of 0 bytes; allowed: sizes of at least 1 byte"),
+        ({"model": "demo", "devices": "sim:0"}, 400, "devices: 'sim:0' has one of 0 bytes"),
         ({"model": "demo", "devices": {}}, 400, "field 'devices': must be a text such as"),
         ({"model": "demo", "system_memory": True}, 400, "field 'system_memory': must be a size"),
         ({"model": "demo", "devices": "cpu", "system_memory": 9}, 500, "model requires more system memory ("),

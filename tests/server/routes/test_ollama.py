@@ -15,6 +15,7 @@ import pytest
 from runner.protocol import RunnerStats
 from scheduler.errors import QueueFullError, RunnerDiedError, RunnerUnreachableError
 from scheduler.scheduler import ModelFile, ModelState
+from tests.server.standin import END
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -119,10 +120,12 @@ def test_old_messages_are_left_out_and_the_answer_says_so(site: Any) -> None:
     assert answer["truncated_messages"] == 3
 
 
-def test_a_prompt_that_cannot_be_shortened_says_how_many_tokens_are_cut(site: Any) -> None:
+def test_an_answer_says_how_many_tokens_the_runner_cut_and_dropped(site: Any) -> None:
     site.scheduler.num_ctx = 10
+    site.scheduler.script[-1] = END | {"truncated": 5, "shifted": 7}
     answer = site.post("/api/generate", {"model": "plain", "prompt": "x" * 15, "stream": False}).json()
-    assert answer["truncated_tokens"] == 5
+    assert (answer["truncated_tokens"], answer["shifted_tokens"]) == (5, 7)
+    assert site.scheduler.requests[0].num_ctx == 10
 
 
 def test_prompt_tokens_from_the_cache_are_told_and_count_as_well(site: Any) -> None:
@@ -249,7 +252,15 @@ def test_show_has_metadata_and_leaves_arrays_out_unless_verbose(site: Any) -> No
     ("path", "body", "status", "text"),
     [
         ("/api/generate", {"model": "nope", "prompt": "x"}, 404, "model 'nope' not found"),
-        ("/api/generate", {"prompt": "x"}, 404, "model '' not found"),
+        ("/api/generate", {"prompt": "x"}, 400, "model is required"),
+        ("/api/generate", {"model": "", "keep_alive": 0}, 400, "model is required"),
+        ("/api/show", {}, 400, "model is required"),
+        ("/api/show", {"model": "", "name": ""}, 400, "model is required"),
+        ("/api/embed", {"input": "x"}, 400, "model is required"),
+        ("/api/embeddings", {}, 400, "model is required"),
+        ("/api/tokenize", {}, 400, "model is required"),
+        ("/api/detokenize", {}, 400, "model is required"),
+        ("/api/plan", {}, 400, "model is required"),
         ("/api/generate", {"model": "../x"}, 400, "invalid model name"),
         ("/api/chat", {"model": "nope", "messages": USER}, 404, "model 'nope' not found"),
         ("/api/chat", {"messages": USER}, 400, "model is required"),
@@ -266,6 +277,24 @@ def test_show_has_metadata_and_leaves_arrays_out_unless_verbose(site: Any) -> No
             'option "top_k" must be of type integer',
         ),
         ("/api/tokenize", {"model": "chat"}, 400, "field 'text' is required"),
+        (
+            "/api/chat",
+            {"model": "chat", "messages": "hi"},
+            400,
+            "field 'messages': input should be a valid list (found 'hi')",
+        ),
+        (
+            "/api/generate",
+            {"model": "chat", "options": []},
+            400,
+            "field 'options': input should be a valid object (found [])",
+        ),
+        (
+            "/api/chat",
+            {"model": "chat", "messages": USER, "top_logprobs": 2},
+            400,
+            "field 'top_logprobs' is only allowed with \"logprobs\": true",
+        ),
         ("/api/generate", [], 400, "the request body must be a JSON object (found array)"),
     ],
 )
@@ -361,16 +390,10 @@ def test_a_context_that_was_clamped_is_told_in_the_last_object(site: Any) -> Non
 
 
 @pytest.mark.usefixtures("trained")
-@pytest.mark.parametrize("options", [{}, {"num_ctx": 4096}])
+@pytest.mark.parametrize("options", [{}, {"num_ctx": 4096}, {"num_ctx": 5}])
 def test_a_context_that_was_taken_as_it_was_asked_for_needs_no_note(site: Any, options: dict[str, Any]) -> None:
     body = {"model": "trained", "prompt": "hi", "stream": False, "options": options}
     assert "notes" not in site.post("/api/generate", body).json()
-
-
-@pytest.mark.usefixtures("trained")
-def test_a_model_that_is_loaded_with_more_than_was_asked_for_says_so(site: Any) -> None:
-    body = {"model": "trained", "prompt": "hi", "stream": False, "options": {"num_ctx": 5}}
-    assert site.post("/api/generate", body).json()["notes"] == ["num_ctx 5: the model is loaded with 4096"]
 
 
 @pytest.mark.usefixtures("trained")
@@ -382,4 +405,4 @@ def test_auto_is_passed_on_and_told(site: Any) -> None:
 
 def test_another_word_is_refused(site: Any) -> None:
     answer = site.post("/api/generate", {"model": "chat", "prompt": "hi", "options": {"num_ctx": "max"}})
-    assert (answer.status_code, answer.json()["error"]) == (400, 'option "num_ctx" must be of type integer')
+    assert (answer.status_code, answer.json()["error"]) == (400, 'option "num_ctx" must be of type integer, or "auto"')

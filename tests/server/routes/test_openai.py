@@ -11,7 +11,7 @@ import httpx
 import pytest
 from standin import END
 
-from scheduler.errors import RunnerDiedError
+from scheduler.errors import RunnerDiedError, RunnerRequestError
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -216,7 +216,40 @@ def test_models_are_listed_and_found_by_name(site: Any) -> None:
             TEXT,
             {"model": "chat", "prompt": "x", "num_ctx": 1},
             400,
-            ('option "num_ctx" must be at least 4 (found 1)', None),
+            ('option "num_ctx" must be at least 4 (found 1)', "num_ctx"),
+        ),
+        (
+            "/v1/embeddings",
+            {"model": "embed", "input": "x", "num_ctx": "big"},
+            400,
+            ('option "num_ctx" must be of type integer, or "auto"', "num_ctx"),
+        ),
+        (CHAT, {}, 400, ("model is required", "model")),
+        (TEXT, {"prompt": "x"}, 400, ("model is required", "model")),
+        ("/v1/embeddings", {"model": "", "input": "x"}, 400, ("model is required", "model")),
+        (
+            CHAT,
+            {"model": "chat", "messages": USER, "top_logprobs": 2},
+            400,
+            ("field 'top_logprobs' is only allowed with \"logprobs\": true", "top_logprobs"),
+        ),
+        (
+            CHAT,
+            {"model": "chat", "messages": USER, "stream_options": {"include_usage": True}},
+            400,
+            ("field 'stream_options' is only allowed with \"stream\": true", "stream_options"),
+        ),
+        (
+            TEXT,
+            {"model": "chat", "prompt": "x", "stream": False, "stream_options": {}},
+            400,
+            ("field 'stream_options' is only allowed with \"stream\": true", "stream_options"),
+        ),
+        (
+            CHAT,
+            {"model": "chat", "messages": USER, "stream": "no"},
+            400,
+            ("field 'stream': input should be a valid boolean (found 'no')", "stream"),
         ),
     ],
 )
@@ -226,6 +259,19 @@ def test_errors_have_openais_shape(site: Any, path: str, body: Any, status: int,
     message, param = error
     assert response.status_code == status
     assert response.json() == {"error": {"message": message, "type": kind, "param": param, "code": None}}
+
+
+def test_what_a_model_cannot_do_is_no_fault_of_the_server(site: Any) -> None:
+    site.scheduler.error = RunnerRequestError(501, "this model does not support embeddings")
+    response = site.post("/v1/embeddings", {"model": "chat", "input": "x"})
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert response.json()["error"]["message"] == "this model does not support embeddings"
+    assert site.post("/api/embed", {"model": "chat", "input": "x"}).status_code == 501  # Ollama's
+
+
+@pytest.mark.parametrize("more", [{"top_logprobs": 0}, {"top_logprobs": None}, {"stream_options": None}])
+def test_a_field_that_asks_for_nothing_needs_no_other(site: Any, more: Any) -> None:
+    assert site.post(CHAT, {"model": "chat", "messages": USER, **more}).status_code == 200
 
 
 def test_a_model_that_is_not_there_is_404(site: Any) -> None:
