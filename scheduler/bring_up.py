@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from runner.protocol import LoadRequest, LoadResponse, Memory
 from scheduler.clock import Clock
-from scheduler.errors import LoadTimeoutError
+from scheduler.errors import LoadError, LoadTimeoutError, RunnerUnreachableError
 from scheduler.layout import num_placed
 from scheduler.load import Loaded, Situation, is_launched, is_ready, load_model, wait_until
 from scheduler.spawn import Started
@@ -38,11 +38,21 @@ async def bring_up(
     """Waits for the process, loads the model and waits for its weights, of which ``on_progress`` hears (0 … 1).
 
     Raises RunnerExitedError as soon as the process ends, LoadTimeoutError after ``stall_timeout_s`` without any
-    progress (<= 0: never), and what ``scheduler.load`` raises. The process is not stopped here.
+    progress (<= 0: never), and what ``scheduler.load`` raises. The process is not stopped here; but one that stalled
+    is killed, because it may hear no other signal, and whoever waits for the load waits until it has ended.
+    RunnerUnreachableError means that the process has ended: a broken connection to one that lives is a LoadError.
     """
-    return await started.process.while_alive(
-        _bring_up(started, situation, estimate, clock, stall_timeout_s, on_progress)
-    )
+    work = _bring_up(started, situation, estimate, clock, stall_timeout_s, on_progress)
+    try:
+        return await started.process.while_alive(work)
+    except LoadTimeoutError:
+        started.process.kill()
+        raise
+    except RunnerUnreachableError as error:
+        if started.process.is_alive:  # no crash, and not to be counted as one
+            words = f": {error.last_words}" if error.last_words else ""
+            raise LoadError(f"model runner broke the connection while it was loading{words}") from error
+        raise
 
 
 async def _bring_up(

@@ -34,11 +34,14 @@ class Estimates(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Stamp:
-    """One state of one file."""
+    """One state of one file. Its modification time can be set to anything (rsync, cp -p); the change time cannot."""
 
     path: Path
-    mtime_ns: int
+    device: int
+    inode: int
     size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def _stamp(path: Path) -> _Stamp:
         stat = path.stat()
     except OSError as error:
         raise ModelFileError(f"unable to load model: {error.strerror}: {path}") from error
-    return _Stamp(path, stat.st_mtime_ns, stat.st_size)
+    return _Stamp(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _stamp_or_none(path: Path) -> _Stamp | None:

@@ -28,6 +28,7 @@ CLOSE_TIMEOUT_S = 5.0
 _FIRST_POLL_S = 0.005
 _POLL_GROWTH = 1.2  # a load of any length is noticed at most a fifth later than it ends
 _MAX_POLL_S = 0.25
+_LAST_ANSWER_S = 0.25  # that the runner is given for its last chance to tell of progress
 
 Post = Callable[[LoadRequest], Awaitable[LoadResponse]]
 AskHealth = Callable[[], Awaitable[Health]]
@@ -71,7 +72,8 @@ class Loaded:
 async def load_model(post: Post, situation: Situation, estimate: Memory) -> Loaded:
     """Takes a fresh runner through fit, alloc and commit; the runner then reads the weights on its own.
 
-    Whatever fails, close is sent before the error leaves. Raises LayoutError, LoadError, and what ``post`` raises.
+    Whatever fails, close is sent before the error leaves; but not to a runner that has stalled, and would not hear it.
+    Raises LayoutError, LoadError, and what ``post`` raises.
     """
     try:
         layout = situation.layout(estimate, 0.0)
@@ -82,6 +84,8 @@ async def load_model(post: Post, situation: Situation, estimate: Memory) -> Load
         response = await post(situation.ask(Operation.COMMIT, attempt.layout))
         if not response.success:
             raise CommitError(response.message)
+    except LoadTimeoutError:
+        raise
     except BaseException:
         await _close(post, situation)
         raise
@@ -167,15 +171,18 @@ async def wait_until(
 
     ``on_progress`` is called with the weights' progress (0 … 1) at each such change.
 
-    Raises LoadTimeoutError after ``stall_timeout_s`` without a change (<= 0: never), LoadError if the runner says
-    that it failed, and what ``health`` raises but TimeoutError (a runner that is busy may be late).
+    Raises LoadTimeoutError after ``stall_timeout_s`` without a change (<= 0: never), also where ``health`` does not
+    return; LoadError if the runner says that it failed; and what ``health`` raises but TimeoutError (a runner that is
+    busy may be late).
     """
     seen = Health(status=Status.NOT_RESPONDING)
     changed_at = clock.monotonic()
     pause_s = _FIRST_POLL_S
     while True:
+        rest_s = changed_at + stall_timeout_s - clock.monotonic()
         with contextlib.suppress(TimeoutError):
-            found = await health()
+            async with asyncio.timeout(max(rest_s, _LAST_ANSWER_S) if stall_timeout_s > 0 else None):
+                found = await health()
             if is_reached(found):
                 return
             if found.status == Status.ERROR:

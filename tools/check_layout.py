@@ -3,14 +3,17 @@
 
     tools/check_layout.py [FILE]        (default: ../shared/cases/layout.json.gz)
 
-Prints a line per wrong answer and last ``N of M``; exits 1 unless all are right.
+Prints a line per wrong answer, and per case that is none, and last ``N of M``; exits 1 unless there are cases and all
+are right.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +27,40 @@ from scheduler.layout import LayoutRules, create_layout  # noqa: E402
 
 DEFAULT_FILE = ROOT.parent / "shared" / "cases" / "layout.json.gz"
 
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, struct.error)
+"""What comes of a case that lacks something or has a value of another kind."""
+
 
 def main(arguments: list[str]) -> int:
     path = Path(arguments[0]) if arguments else DEFAULT_FILE
-    cases = read_cases(path)
-    num_right = 0
-    for i, case in enumerate(cases):
-        found = answer(case)
-        if found == case["expected"]:
-            num_right += 1
-        else:
-            print(f"case {i}: expected {case['expected']}, found {found}")
-    print(f"{num_right} of {len(cases)}")
-    return 0 if num_right == len(cases) else 1
+    try:
+        cases = read_cases(path)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        print(f"{path} cannot be read: {error}")
+        return 1
+    wrong = [what for i, case in enumerate(cases) if (what := complaint(i, case))]
+    for what in wrong:
+        print(what)
+    print(f"{len(cases) - len(wrong)} of {len(cases)}")
+    return 0 if cases and not wrong else 1
 
 
-def read_cases(path: Path) -> list[dict[str, Any]]:
+def read_cases(path: Path) -> list[Any]:
+    """Raises OSError, EOFError, zlib.error, ValueError."""
     data = path.read_bytes()
-    cases: list[dict[str, Any]] = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    cases = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    if not isinstance(cases, list):
+        raise ValueError(f"a list of cases is wanted, found {type(cases).__name__}")
     return cases
+
+
+def complaint(number: int, case: Any) -> str:
+    """What is wrong with the answer to a case, or with the case itself; empty where nothing is."""
+    try:
+        expected, found = case["expected"], answer(case)
+    except MALFORMED as error:
+        return f"case {number}: malformed: {type(error).__name__}: {' '.join(str(error).split())}"
+    return "" if found == expected else f"case {number}: expected {expected}, found {found}"
 
 
 def answer(case: dict[str, Any]) -> dict[str, Any]:

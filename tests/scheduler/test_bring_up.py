@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
+import time
 
 import pytest
 
@@ -12,9 +15,17 @@ from scheduler.bring_up import bring_up
 from scheduler.client import RunnerClient
 from scheduler.clock import SystemClock
 from scheduler.devices import Machine, SystemMemory
-from scheduler.errors import LayoutNotAllocatedError, LoadTimeoutError, RunnerExitedError, RunnerUnreachableError
+from scheduler.errors import (
+    LayoutNotAllocatedError,
+    LoadError,
+    LoadTimeoutError,
+    RunnerExitedError,
+    RunnerRequestError,
+    RunnerUnreachableError,
+)
 from scheduler.layout import LayoutRules, unknown_memory
 from scheduler.load import Situation
+from scheduler.scheduler import Scheduler, SchedulerSettings
 
 SITUATION = Situation(LoadRequest(operation=Operation.FIT), Machine(SystemMemory(2**40, 2**40, 0)), LayoutRules())
 
@@ -60,6 +71,53 @@ async def test_a_load_that_stalls(start_fake):
     started = await start_fake(stall=True)
     with pytest.raises(LoadTimeoutError, match=r"progress 0\.50"):
         await bring(started, stall_timeout_s=0.2)
+
+
+@pytest.mark.parametrize("is_loading", [True, False])
+async def test_those_who_wait_hear_of_a_stall_when_its_time_has_passed(start_fake, new_world, until, is_loading):
+    """The process is stopped (SIGSTOP): it answers nothing, and hears no SIGTERM."""
+    started, world = await start_fake(stall=True), new_world()
+
+    async def spawn(*_):
+        return started
+
+    settings = SchedulerSettings(load_timeout_s=1.0)
+    scheduler = Scheduler(settings, spawn=spawn, estimates=world, machine=world.machine)
+
+    async def wait():
+        async with scheduler.acquire(world.model("a")):
+            pass
+
+    waiting = [asyncio.create_task(wait()) for _ in range(2)]
+    if is_loading:
+        await until(lambda: any(each.progress for each in scheduler.residents()))
+    os.kill(started.process.pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert time.monotonic() - begin < 2.0
+    assert [type(outcome) for outcome in outcomes] == [LoadTimeoutError] * 2
+    assert not started.process.is_alive
+    assert scheduler.residents() == []
+    await scheduler.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (RunnerRequestError(500, "the file is no model"), "the file is no model"),
+        (RunnerUnreachableError("late words"), "model runner broke the connection while it was loading: late words"),
+        (RunnerUnreachableError(""), "model runner broke the connection while it was loading"),
+    ],
+)
+async def test_a_load_that_fails_while_its_process_lives_is_no_crash(new_world, failure, told):
+    world = new_world()
+    world.failures["a"] = failure
+    for _ in range(4):
+        with pytest.raises((LoadError, RunnerRequestError)) as caught:
+            await world.use("a")
+        assert str(caught.value) == told
+    assert len(world.processes("a")) == 4  # no pause in between
+    assert world.observer.of("crashed") == []
 
 
 async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(start_fake, monkeypatch):

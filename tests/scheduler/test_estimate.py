@@ -124,6 +124,24 @@ def test_a_file_that_changed_is_read_again(demo_model, tmp_path):
         estimator.header(path)
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_change_that_keeps_time_and_size_is_noticed(demo_model, tmp_path, is_replaced):
+    path, other = tmp_path / "m.gguf", tmp_path / "other"
+    shutil.copy(demo_model, path)
+    before = path.stat()
+    estimator = Estimator()
+    estimator.memory(path, FIT)
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # in one tick of the system's clock it could not be told
+        target = other if is_replaced else path
+        target.write_bytes(b"JUNK" + demo_model.read_bytes()[4:])
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if is_replaced:
+            other.replace(path)
+    assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, before.st_size)
+    with pytest.raises(ModelFileError):
+        estimator.memory(path, FIT)
+
+
 def test_every_file_of_a_split_set_is_looked_at(demo_model, tmp_path):
     with open_gguf(demo_model) as gguf:
         tensors = [Tensor(t.name, t.type.name, t.shape, gguf.data(t.name)) for t in gguf.tensors.values()]

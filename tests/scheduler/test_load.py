@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
 from runner.protocol import DeviceMemory, Health, LoadRequest, LoadResponse, Memory, Operation, Status
+from scheduler.clock import SystemClock
 from scheduler.devices import GPU, Machine, SystemMemory
 from scheduler.errors import (
     CommitError,
@@ -242,6 +244,20 @@ async def test_death_in_close_does_not_hide_the_first_error():
         await load(runner, situation(), num_layers=3)
 
 
+@pytest.mark.parametrize("operation", [FIT, ALLOC, COMMIT])
+async def test_a_runner_that_stalls_is_not_asked_to_close(operation):
+    runner = ScriptedRunner(model([100] * 10))
+
+    async def post(request):
+        if request.operation == operation:
+            raise LoadTimeoutError(0.0, "stuck")
+        return await runner.post(request)
+
+    with pytest.raises(LoadTimeoutError, match=r"stuck"):
+        await load_model(post, situation(), unknown_memory(10))
+    assert [op for op, _ in runner.posts] == [op for op in Operation if op < operation]
+
+
 async def test_a_commit_that_fails_says_why():
     runner = ScriptedRunner(model([100] * 3), refuses=lambda r: "disk" if r.operation == COMMIT else "")
     with pytest.raises(CommitError, match=r"^failed to commit memory for model: disk$"):
@@ -310,6 +326,16 @@ async def test_a_load_without_progress_times_out(clock):
 async def test_a_runner_that_never_answers_times_out(clock):
     with pytest.raises(LoadTimeoutError, match=r"progress 0.00"):
         await wait_until(is_launched, healths(TimeoutError()), clock, 60, str)
+
+
+async def test_an_answer_that_does_not_come_is_not_waited_for_longer_than_the_timeout():
+    async def health():
+        await asyncio.sleep(30)
+
+    begin = time.monotonic()
+    with pytest.raises(LoadTimeoutError):
+        await wait_until(is_ready, health, SystemClock(), 0.2, str)
+    assert time.monotonic() - begin < 1.2
 
 
 async def test_any_progress_starts_the_timeout_anew(clock):
