@@ -12,7 +12,7 @@ from scheduler.system_memory import SystemMemory
 
 LIBRARY = "gpu"
 NAME = "GPU of the plan"
-MAX_DEVICES = 64
+MAX_DEVICES = 16  # with 64, one plan takes seconds, in which Python does little else
 
 
 def hypothetical_machine(devices: str | None, system_memory: str | None, real: Machine) -> Machine:

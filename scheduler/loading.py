@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.protocol import Layout
@@ -23,9 +23,10 @@ from scheduler.events import Eviction, Observer
 from scheduler.eviction import Candidate, Rank, freed
 from scheduler.freed_memory import freed_memory_appears
 from scheduler.options import LoadOptions
-from scheduler.placement import Around, Decision, MakeRoom, Place, Wait, check_on_gpu, decide
+from scheduler.placement import Around, Decision, MakeRoom, Place, Wait, decide, plan_beside
+from scheduler.plan import Plan
 from scheduler.rehearsal import Case
-from scheduler.reservations import Claim, bytes_of, less_promised, total
+from scheduler.reservations import Claim, bytes_of, less_promised, total, with_freed
 from scheduler.resident import Resident, State
 from scheduler.settings import SchedulerSettings
 from scheduler.spawn import Spawn
@@ -91,11 +92,20 @@ class Loads:
         finally:
             self._release(resident)
 
-    async def check_on_gpu(self, resident: Resident, options: LoadOptions) -> None:
-        """Raises NotOnGPUError if the model, loaded again with these options, would not be on GPUs wholly."""
-        case = await self._case(resident, options)
-        own = bytes_of(resident.memory) if resident.memory else {}
-        await asyncio.to_thread(check_on_gpu, self._workshop.estimates, case, own)
+    async def plan(self, path: Path, options: LoadOptions) -> Plan:
+        """What a load that began now would come to; of a model that is loaded, what loading it anew would.
+
+        Raises what a load does before it starts a process.
+        """
+        taken = await self._taken()
+        machine = await self._workshop.machine()
+        loaded = self._others(None)
+        own = total(bytes_of(r.memory) for r in loaded if r.memory is not None and r.model.path == path)
+        held = total(bytes_of(r.memory) for r in loaded if r.memory is not None)
+        case = Case(path, options, self._workshop.settings, with_freed(less_promised(machine, held), own))
+        others = [resident for resident in loaded if resident.model.path != path]
+        around = self._around(self._claims_beside(None, taken), others, machine, frozenset())
+        return await asyncio.to_thread(plan_beside, self._workshop.estimates, case, around)
 
     # ---- finding a place -----------------------------------------------------------------------
 
@@ -110,6 +120,7 @@ class Loads:
                     resident.header = await asyncio.to_thread(self._workshop.estimates.header, resident.model.path)
                     taken = await self._taken()
                     case = await self._case(resident, resident.options)
+                    case = replace(case, is_at_others_expense=resident.is_at_others_expense)
                     others = self._others(resident)
                     around = self._around(self._claims_beside(resident, taken), others, case.machine, failed)
                     decision = await asyncio.to_thread(decide, self._workshop.estimates, case, around)
@@ -131,6 +142,7 @@ class Loads:
                 resident.num_gpus = len(case.machine.gpus)
                 return decision
             if isinstance(decision, MakeRoom):
+                resident.is_at_others_expense |= decision.is_for_memory
                 await self._make_room([other for other, _ in leaving], decision.reason, case.machine)
             else:
                 await end.wait()
@@ -141,9 +153,9 @@ class Loads:
         processes = {path: each.started.process for path, each in residents.items() if each.started is not None}
         return await asyncio.to_thread(lambda: {path: process.own_bytes() for path, process in processes.items()})
 
-    def _claims_beside(self, resident: Resident, taken: Mapping[Path, int]) -> tuple[Claim, ...]:
+    def _claims_beside(self, resident: Resident | None, taken: Mapping[Path, int]) -> tuple[Claim, ...]:
         """Of other loads, less what they have taken: the system no longer counts that as free."""
-        own = resident.model.path
+        own = resident.model.path if resident else None
         return tuple(
             claim.less(max(0, taken.get(path, 0) - PROCESS_BYTES))
             for path, claim in self._claims.items()
@@ -165,7 +177,7 @@ class Loads:
             failed=failed,
         )
 
-    def _others(self, resident: Resident) -> list[Resident]:
+    def _others(self, resident: Resident | None) -> list[Resident]:
         """Models that hold memory and are not being loaded."""
         return [
             other

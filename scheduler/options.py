@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,9 @@ MIN_NUM_CTX = 4
 MAX_NUM_PARALLEL = 1024
 MAX_AUTO_PARALLEL = 4
 DEFAULT_NUM_BATCH = 512
+MAX_NUM_THREAD = min(
+    1024, max(64, 4 * (os.cpu_count() or 1))
+)  # more only wait for each other; 1024 is the kernels' own
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -55,6 +59,15 @@ class ModelHeader:
     context_length: int  # tokens that the model was trained for
 
 
+@dataclass(frozen=True, slots=True)
+class OnGPUs:
+    """How much of a loaded model is on GPUs, and how many of these there were to choose from."""
+
+    num_gpus: int = 0
+    num_layers: int = 0
+    num_placed: int = 0
+
+
 def resolve(options: LoadOptions, header: ModelHeader, settings: SchedulerSettings) -> LoadRequest:
     """The load request (operation FIT, empty layout) for these options; the context is clamped to the trained length.
 
@@ -87,10 +100,22 @@ def must_be_on_gpu(options: LoadOptions, settings: SchedulerSettings) -> bool:
     return settings.fail_if_not_gpu if options.fail_if_not_gpu is None else options.fail_if_not_gpu
 
 
+def layers_wanted(options: LoadOptions, num_layers: int) -> int:
+    """How many of its layers are to be on GPUs: ``num_gpu``, or all where that is left open."""
+    return num_layers if options.num_gpu is None or options.num_gpu < 0 else min(options.num_gpu, num_layers)
+
+
+def context_of(options: LoadOptions, loaded_num_ctx: int) -> int:
+    """The context of one request on a loaded model: what it asks for, where the model has more; else all there is."""
+    if options.num_ctx is None or options.num_ctx == AUTO:
+        return loaded_num_ctx
+    return min(max(MIN_NUM_CTX, options.num_ctx), loaded_num_ctx)
+
+
 def load_notes(options: LoadOptions, trained_num_ctx: int, num_ctx: int, num_parallel: int) -> tuple[str, ...]:
     """What a client should know where it did not get what it asked for, word for word.
 
-    ``num_ctx`` and ``num_parallel`` are those of the loaded model.
+    ``num_ctx`` is the request's own, ``num_parallel`` that of the loaded model.
     """
     asked = options.num_ctx
     notes = []
@@ -98,8 +123,6 @@ def load_notes(options: LoadOptions, trained_num_ctx: int, num_ctx: int, num_par
         notes.append(f'num_ctx "auto" is {num_ctx}')
     elif asked is not None and 0 < trained_num_ctx < asked:
         notes.append(f"num_ctx {asked} was clamped to {trained_num_ctx}, the length the model was trained for")
-    elif asked is not None and asked < num_ctx:
-        notes.append(f"num_ctx {asked}: the model is loaded with {num_ctx}")
     if options.num_parallel and options.num_parallel < num_parallel:
         notes.append(f"num_parallel {options.num_parallel}: the model is loaded with {num_parallel}")
     if options.flash_attention is False:
@@ -107,12 +130,13 @@ def load_notes(options: LoadOptions, trained_num_ctx: int, num_ctx: int, num_par
     return tuple(notes)
 
 
-def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new: LoadOptions, num_gpus: int) -> bool:
+def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new: LoadOptions, there: OnGPUs) -> bool:
     """Whether a runner that was loaded for ``loaded`` (from ``old``) cannot serve ``wanted`` (from ``new``).
 
-    A smaller context, or fewer sequences, are served by a model that has more. ``"auto"`` takes the model as it is
-    loaded, and so does a request that leaves the context open where another asked for ``"auto"``. Any other option
-    matters only where the request names it, and the options about GPUs only where there are GPUs.
+    A smaller context (``context_of``), or fewer sequences, are served by a model that has more. ``"auto"`` takes the
+    model as it is loaded, and so does a request that leaves the context open where another asked for ``"auto"``. Any
+    other option matters only where the request names it, and the options about GPUs only where they can make a
+    difference to what is ``there``.
     """
     takes_any_context = new.num_ctx == AUTO or (new.num_ctx is None and old.num_ctx == AUTO)
     if wanted.num_ctx > loaded.num_ctx and not takes_any_context:
@@ -127,7 +151,7 @@ def needs_reload(loaded: LoadRequest, wanted: LoadRequest, old: LoadOptions, new
         return True
     if new.use_mmap is not None and wanted.use_mmap != loaded.use_mmap:
         return True
-    return num_gpus > 0 and _differ_on_gpus(old, new)
+    return there.num_gpus > 0 and _differ_on_gpus(old, new, there)
 
 
 def merge(old: LoadOptions, new: LoadOptions, default_num_ctx: int) -> LoadOptions:
@@ -154,9 +178,13 @@ def _larger_context(old: int | Auto | None, new: int | Auto | None, default: int
     return max(old, new, key=lambda each: default if each is None else each)
 
 
-def _differ_on_gpus(old: LoadOptions, new: LoadOptions) -> bool:
-    has_other_count = new.num_gpu is not None and new.num_gpu >= 0 and new.num_gpu != old.num_gpu
-    return has_other_count or (new.main_gpu is not None and new.main_gpu != old.main_gpu)
+def _differ_on_gpus(old: LoadOptions, new: LoadOptions, there: OnGPUs) -> bool:
+    if new.num_gpu is not None and new.num_gpu >= 0:
+        wanted = layers_wanted(new, there.num_layers)
+        was_asked = old.num_gpu is not None and old.num_gpu >= 0 and wanted == layers_wanted(old, there.num_layers)
+        if wanted != there.num_placed and not was_asked:  # what was asked for and not had would not be had again
+            return True
+    return there.num_gpus > 1 and new.main_gpu is not None and new.main_gpu != old.main_gpu
 
 
 def _check_cache_type(asked: str | tuple[str, str] | None) -> None:
@@ -174,6 +202,8 @@ def _check(options: LoadOptions) -> None:
         raise SettingsError("num_gpu 0 keeps all layers on the CPU, which fail_if_not_gpu makes an error")
     if options.num_parallel is not None and options.num_parallel > MAX_NUM_PARALLEL:
         raise SettingsError(f"num_parallel must be at most {MAX_NUM_PARALLEL}, found {options.num_parallel}")
+    if options.num_thread is not None and options.num_thread > MAX_NUM_THREAD:
+        raise SettingsError(f"num_thread must be at most {MAX_NUM_THREAD}, found {options.num_thread}")
     minimum = {"num_batch": 1, "num_thread": 0, "num_gpu": -1, "main_gpu": 0, "num_parallel": 1}
     for name, low in minimum.items():
         value = getattr(options, name)

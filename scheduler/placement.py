@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from runner.footprint import CPU
 from runner.protocol import Layout, Memory
@@ -17,8 +18,8 @@ from scheduler.events import Eviction
 from scheduler.eviction import Candidate, Rank, cheapest, choose, freed
 from scheduler.layout import LayoutRules, num_placed
 from scheduler.load import Loaded, Situation
-from scheduler.options import must_be_on_gpu
-from scheduler.plan import request_for
+from scheduler.options import AUTO, Auto, must_be_on_gpu
+from scheduler.plan import Plan, largest_num_ctx, request_for
 from scheduler.rehearsal import Case, rehearse_as_asked
 from scheduler.reservations import (
     Bytes,
@@ -61,6 +62,10 @@ class MakeRoom:
     reason: Eviction
     claim: Claim
 
+    @property
+    def is_for_memory(self) -> bool:
+        return self.reason is Eviction.MEMORY
+
 
 @dataclass(frozen=True, slots=True)
 class Wait:
@@ -74,8 +79,10 @@ def decide(estimates: Estimates, case: Case, around: Around) -> Decision:
     """What the load that ``case`` describes does next.
 
     A model goes beside others only where it fits wholly (or with the layers that ``num_gpu`` says). Nobody is unloaded
-    for a model that could not be loaded anyway. Raises what loading would on a machine without any other model:
-    LayoutError, LayoutNotAllocatedError; and SettingsError, ModelFileError.
+    for a model that could not be loaded anyway. Idle models make room for the context ``"auto"``.
+
+    Raises what loading would on a machine without any other model: LayoutError, LayoutNotAllocatedError; and
+    SettingsError, ModelFileError.
     """
     wants_gpu = bool(case.machine.gpus) and case.options.num_gpu != 0
     asked, case = case, _beside(case, around.claims)
@@ -85,6 +92,8 @@ def decide(estimates: Estimates, case: Case, around: Around) -> Decision:
         return MakeRoom((victim,), Eviction.MAX_MODELS, Claim()) if victim else Wait()
     if wants_gpu and not case.machine.gpus:
         return Wait()  # all are claimed, and the CPU is no place for what waits for a GPU
+    num_ctx = _context(estimates, case, around.candidates)
+    asked, case = _with_context(asked, num_ctx), _with_context(case, num_ctx)
     try:
         place = _place(estimates, case, is_strict=num_others > 0, is_wide=bool(around.failed))
         if not num_others or place.layout not in around.failed:
@@ -95,11 +104,6 @@ def decide(estimates: Estimates, case: Case, around: Around) -> Decision:
     if around.claims:
         return _beside_loads(estimates, asked, case, around)
     return _make_room(estimates, case, around)
-
-
-def check_on_gpu(estimates: Estimates, case: Case, freed: Bytes) -> None:
-    """Raises NotOnGPUError if the model does not fit on GPUs even when these bytes are freed."""
-    _place(estimates, _with_freed(case, freed), is_strict=False, is_wide=False)
 
 
 def _beside_loads(estimates: Estimates, asked: Case, case: Case, around: Around) -> Decision:
@@ -166,6 +170,88 @@ def _beside(case: Case, claims: Sequence[Claim]) -> Case:
 
 def _with_freed(case: Case, freed: Bytes) -> Case:
     return replace(case, machine=with_freed(case.machine, freed))
+
+
+# ---- the context "auto" ------------------------------------------------------------------------
+
+
+def _context(estimates: Estimates, case: Case, others: Sequence[Candidate]) -> int | Auto | None:
+    """The context to look for a place with. ``"auto"`` is the largest that fits wholly once all idle models are gone.
+
+    Where none does, the default one, or what would fit if everybody were gone, if that is less.
+    """
+    if case.options.num_ctx != AUTO:
+        return case.options.num_ctx
+    beside = _largest_without_idle(estimates, case, others)
+    if beside is not None or not others:
+        return beside
+    alone = largest_num_ctx(estimates, _with_freed(case, freed(others)))
+    return None if alone is None else min(alone, case.settings.default_num_ctx)
+
+
+def _largest_without_idle(estimates: Estimates, case: Case, others: Sequence[Candidate]) -> int | None:
+    idle = [candidate for candidate in others if candidate.rank <= Rank.IDLE]
+    return largest_num_ctx(estimates, _with_freed(case, freed(idle)))
+
+
+def _with_context(case: Case, num_ctx: int | Auto | None) -> Case:
+    return replace(case, options=replace(case.options, num_ctx=num_ctx))
+
+
+# ---- a plan ------------------------------------------------------------------------------------
+
+
+_LOADING = Path()  # stands for a model of which only its claim is known
+
+
+def plan_beside(estimates: Estimates, case: Case, around: Around) -> Plan:
+    """What a load that began now would come to, after all that it would wait for.
+
+    ``case.machine`` is as ``decide`` has it. What the model itself holds, if it is loaded now, is to be free there, and
+    it is not among the candidates: it goes before it is loaded anew. Raises what ``decide`` does.
+    """
+    going: list[Candidate] = []
+    is_waiting = False
+    while not isinstance(decision := decide(estimates, case, around), Place):
+        if isinstance(decision, MakeRoom):
+            going += decision.victims
+            case, around = _after_leaving(case, around, decision)
+        else:
+            is_waiting = True
+            case, around = _after_loads(case, around)
+    beside = _beside(case, around.claims)
+    request = decision.situation.request.model_copy(update={"layout": decision.layout})
+    return Plan(
+        request=request,
+        memory=estimates.memory(case.path, request, device_names(case.machine.gpus)),
+        machine=case.machine,
+        trained_num_ctx=estimates.header(case.path).context_length,
+        max_num_ctx=_largest_without_idle(estimates, beside, around.candidates),
+        unloads=tuple(candidate.path for candidate in going if candidate.path != _LOADING),
+        is_waiting=is_waiting,
+    )
+
+
+def _after_leaving(case: Case, around: Around, room: MakeRoom) -> tuple[Case, Around]:
+    rest = tuple(candidate for candidate in around.candidates if candidate not in room.victims)
+    case = replace(case, is_at_others_expense=case.is_at_others_expense or room.is_for_memory)
+    return _with_freed(case, freed(room.victims)), replace(around, candidates=rest)
+
+
+def _after_loads(case: Case, around: Around) -> tuple[Case, Around]:
+    """When the loads under way are done, each has loaded a model that is in use."""
+    held = freed(around.candidates)
+    machine = after_claims(case.machine, around.claims, held)
+    done = (Candidate(_LOADING, Rank.BUSY, 0.0, 0.0, _of_load(claim, case, held)) for claim in around.claims)
+    return replace(case, machine=machine), replace(around, claims=(), candidates=(*around.candidates, *done))
+
+
+def _of_load(claim: Claim, case: Case, held: Bytes) -> Bytes:
+    """What the load with this claim will hold: all that others leave, where that is not known."""
+    if claim.in_the_end is not None:
+        return claim.in_the_end
+    gpus = {device_name(gpu): gpu.total_bytes or gpu.free_bytes for gpu in case.machine.gpus}
+    return {CPU: claim.system_bytes, **{name: gpus[name] - held.get(name, 0) for name in claim.devices & set(gpus)}}
 
 
 # ---- one place ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from runner.protocol import Layout, LoadRequest, Memory
 from scheduler.devices import Machine
@@ -18,6 +19,7 @@ from scheduler.options import (
     AUTO,
     MAX_AUTO_PARALLEL,
     MIN_NUM_CTX,
+    LoadOptions,
     ModelHeader,
     is_parallel_auto,
     resolve,
@@ -34,6 +36,8 @@ class Plan:
     machine: Machine
     trained_num_ctx: int
     max_num_ctx: int | None  # the largest context with which the model fits wholly; None: it does not with any
+    unloads: tuple[Path, ...] = ()  # models that make room for it; on ``machine`` they are gone
+    is_waiting: bool = False  # loads under way end first; on ``machine`` they have
 
     @property
     def layout(self) -> Layout:
@@ -46,7 +50,7 @@ class Plan:
 
 
 def make_plan(estimates: Estimates, case: Case) -> Plan:
-    """The plan for ``case``.
+    """The plan for ``case``, on a machine that nobody else uses: ``scheduler.placement.plan_beside`` is for others.
 
     Raises what loading would: SettingsError for the options, ModelFileError for the file, LayoutError or
     LayoutNotAllocatedError where it cannot be placed, NotOnGPUError where layers on the CPU are an error.
@@ -57,6 +61,21 @@ def make_plan(estimates: Estimates, case: Case) -> Plan:
     loaded = rehearse_as_asked(estimates, case, request, case.rules)
     request = request.model_copy(update={"layout": loaded.layout})
     return Plan(request, loaded.memory, case.machine, header.context_length, max_num_ctx)
+
+
+def layout_notes(options: LoadOptions, memory: Memory, layout: Layout) -> tuple[str, ...]:
+    """What a client should know where its model's layers are not where it asked for them, word for word.
+
+    ``memory`` is a plan's or a loaded model's, with an entry for every device that there is.
+    """
+    if not memory.gpus:
+        asked = {"num_gpu": options.num_gpu or None, "main_gpu": options.main_gpu}
+        given = {name: value for name, value in asked.items() if value is not None and value >= 0}
+        return tuple(f"{name} {value} has no effect: there is no GPU" for name, value in given.items())
+    num_layers, num_there = len(memory.cpu.weights), num_placed(layout)
+    if num_there >= min(options.num_gpu or 0, num_layers):
+        return ()
+    return (f"num_gpu {options.num_gpu}: {num_there} of {num_layers} layers are on GPUs, more do not fit",)
 
 
 def request_for(estimates: Estimates, case: Case) -> LoadRequest:
@@ -96,9 +115,10 @@ def _resolve(estimates: Estimates, case: Case, header: ModelHeader, largest: int
 def _most_sequences(estimates: Estimates, case: Case, request: LoadRequest) -> int:
     """As many as fit wholly: on GPUs, or, where none is used, in half of free memory, which others want as well.
 
-    One where not even that many fit, or where there is no cache to hold them apart (bidirectional attention).
+    One where not even that many fit, where others had to go for the model (or the two would take each other's place
+    for ever), or where there is no cache to hold them apart (bidirectional attention).
     """
-    if not any(estimates.memory(case.path, request).cpu.cache):
+    if case.is_at_others_expense or not any(estimates.memory(case.path, request).cpu.cache):
         return 1
     if not case.machine.gpus or case.options.num_gpu == 0:
         system = case.machine.system

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runner.protocol import Layout, LoadRequest, LoadResponse, Memory, Operation
 from scheduler.devices import Machine
-from scheduler.errors import LayoutError, LayoutNotAllocatedError, NotOnGPUError, RequireFullError
+from scheduler.errors import LayoutError, LayoutNotAllocatedError, NotOnGPUError, RequireFullError, SettingsError
 from scheduler.estimate import Estimates, device_names
 from scheduler.gpu import GPU
 from scheduler.layout import LayoutRules, num_placed
@@ -31,32 +31,48 @@ class Case:
     options: LoadOptions
     settings: SchedulerSettings
     machine: Machine
+    is_at_others_expense: bool = False
+    """Whether models had to go for this one, because there was not memory for all."""
 
     @property
     def rules(self) -> LayoutRules:
-        return LayoutRules(num_gpu=-1 if self.options.num_gpu is None else self.options.num_gpu)
+        return LayoutRules(
+            num_gpu=-1 if self.options.num_gpu is None else self.options.num_gpu,
+            overhead_bytes=self.settings.gpu_overhead_bytes,
+            is_spread=self.settings.is_spread,
+        )
 
     @property
     def main_gpu(self) -> GPU | None:
-        """The GPU to try first, if the options name one and it is there."""
+        """The GPU to try first, if the options name one and there is a choice.
+
+        Raises SettingsError where there are GPUs, but not that one.
+        """
         number, gpus = self.options.main_gpu, self.machine.gpus
-        return gpus[number] if number is not None and number < len(gpus) > 1 else None
+        if number is None or not gpus:
+            return None
+        if number >= len(gpus):
+            there = ", ".join(gpu.id for gpu in gpus)
+            raise SettingsError(f"main_gpu must be less than {len(gpus)}, found {number}; the GPUs are {there}")
+        return gpus[number] if len(gpus) > 1 else None
 
 
 def rehearse(estimates: Estimates, case: Case, request: LoadRequest, rules: LayoutRules) -> Loaded:
-    """The load loop, with the estimate in the place of a runner. Raises what the loop raises.
+    """The load loop, with the estimate in the place of a runner. Raises what the loop raises, and SettingsError.
 
-    ``main_gpu`` is tried alone first, and has the model if that fits there wholly.
+    ``main_gpu`` is tried alone first, and has the model if that fits there wholly. The memory that is returned has an
+    entry for every device of the machine, as that of a runner has.
     """
     main = case.main_gpu
     if main is not None:
-        alone = replace(case, machine=replace(case.machine, gpus=(main,)))
+        alone = replace(case.machine, gpus=(main,))
         with contextlib.suppress(LayoutError, LayoutNotAllocatedError):
-            return _rehearse(estimates, alone, request, replace(rules, require_full=True))
-    return _rehearse(estimates, case, request, rules)
+            return _rehearse(estimates, case, Situation(request, alone, replace(rules, require_full=True)))
+    return _rehearse(estimates, case, Situation(request, case.machine, rules))
 
 
-def _rehearse(estimates: Estimates, case: Case, request: LoadRequest, rules: LayoutRules) -> Loaded:
+def _rehearse(estimates: Estimates, case: Case, situation: Situation) -> Loaded:
+    """``situation`` has the devices that layers may go to, ``case`` all of them."""
     names = device_names(case.machine.gpus)
     free = {(gpu.id, gpu.library): gpu.free_bytes for gpu in case.machine.gpus}
     answers: dict[Layout, Memory] = {}
@@ -75,8 +91,7 @@ def _rehearse(estimates: Estimates, case: Case, request: LoadRequest, rules: Lay
         message = f"out of memory on {gpu.id}: {gpu.total_bytes} bytes asked, {free[gpu.id, gpu.library]} bytes free"
         return LoadResponse(success=False, memory=memory, message=message)
 
-    situation = Situation(request, case.machine, rules)
-    return asyncio.run(load_model(post, situation, measure(request)))
+    return asyncio.run(load_model(post, situation, measure(situation.request)))
 
 
 # ---- layers on the CPU as an error -------------------------------------------------------------

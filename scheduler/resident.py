@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import cached_property
 
 from runner.protocol import Layout, LoadRequest, Memory
 from scheduler.client import RunnerClient
@@ -14,7 +15,7 @@ from scheduler.clock import Clock, Timer
 from scheduler.events import Unload
 from scheduler.keep_alive import FOREVER_S, expiry
 from scheduler.layout import num_placed
-from scheduler.options import LoadOptions, ModelFile, ModelHeader
+from scheduler.options import LoadOptions, ModelFile, ModelHeader, OnGPUs
 from scheduler.spawn import Started
 
 
@@ -77,6 +78,9 @@ class Resident:
         self.memory: Memory | None = None
         self.layout: Layout = ()
         self.timer: Timer | None = None
+        self.is_at_others_expense = False  # models had to go for it, because there was not memory for all
+        self.looked_at_s = 0.0  # when it was last found out how large a context would fit
+        self.neighbours: Sequence[asyncio.Event] = ()  # ``gone`` of the models that were there at that time
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready.add_done_callback(_look_at_exception)
         self.gone = asyncio.Event()
@@ -95,10 +99,11 @@ class Resident:
         """Loaded, and its process lives."""
         return self.state is State.READY and self.started is not None and self.started.process.is_alive
 
-    @property
-    def is_whole(self) -> bool:
-        """No layer is on the CPU."""
-        return self.memory is not None and num_placed(self.layout) == len(self.memory.cpu.weights)
+    @cached_property
+    def on_gpus(self) -> OnGPUs:
+        """What of it is on GPUs, once it is loaded."""
+        assert self.memory is not None
+        return OnGPUs(self.num_gpus, len(self.memory.cpu.weights), num_placed(self.layout))
 
     @property
     def is_on_its_way_out(self) -> bool:

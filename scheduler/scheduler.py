@@ -3,7 +3,7 @@
 One runner per model file. A request for a loaded model gets it at once; other requests wait for a load, and those for
 the same model wait for the same load. A load belongs to the scheduler and not to the request that caused it: a client
 that leaves does not abort it once it has begun. ``scheduler.loading`` says how several loads go side by side,
-``scheduler.unloading`` when and how a model goes.
+``scheduler.unloading`` when and how a model goes, ``scheduler.reloading`` when one is loaded anew.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ from scheduler.clock import Clock, SystemClock
 from scheduler.crashes import Crashes
 from scheduler.devices import Devices, Machine
 from scheduler.errors import (
-    LayoutError,
-    LayoutNotAllocatedError,
     QueueFullError,
     SchedulerError,
-    SettingsError,
     ShuttingDownError,
 )
 from scheduler.estimate import Estimates, Estimator
@@ -33,9 +30,14 @@ from scheduler.gpu import GPU
 from scheduler.keep_alive import FOREVER_S
 from scheduler.loading import AbandonedError, Loads, Workshop
 from scheduler.lookout import Lookout
-from scheduler.options import LoadOptions, ModelFile, merge, must_be_on_gpu, needs_reload, resolve
+from scheduler.options import (
+    LoadOptions,
+    ModelFile,
+    context_of,
+)
 from scheduler.plan import Plan, make_plan
 from scheduler.rehearsal import Case
+from scheduler.reloading import REFUSALS, Reloads
 from scheduler.resident import ModelState, Resident, RunningModel, State
 from scheduler.settings import SchedulerSettings
 from scheduler.spawn import Spawn, spawn_runner
@@ -47,7 +49,6 @@ __all__ = ["LoadOptions", "ModelFile", "ModelState", "RunningModel", "Scheduler"
 LOG = logging.getLogger("scheduler")
 
 _NO_OPTIONS = LoadOptions()
-_REFUSALS = (LayoutError, LayoutNotAllocatedError, SettingsError)  # that other options may not meet
 
 
 class Scheduler:
@@ -91,6 +92,9 @@ class Scheduler:
             self._residents,
             self._unloads.evict,
         )
+        self._reloads = Reloads(
+            self._residents, self._crashes, self._settings, self._clock, self._estimates, self._lookout.machine
+        )
         self._load_tasks = Tasks()
         self._is_closed = False
 
@@ -110,7 +114,8 @@ class Scheduler:
         try:
             if keep_alive_s is not None:
                 resident.keep_alive_s = _normal(keep_alive_s)
-            yield resident.snapshot(load_duration_ns=int((self._clock.monotonic() - asked_at) * 1e9))
+            running = resident.snapshot(load_duration_ns=int((self._clock.monotonic() - asked_at) * 1e9))
+            yield replace(running, num_ctx=context_of(options, running.num_ctx))
             if resident.is_usable:
                 self._crashes.forgive(model.path)
         finally:
@@ -144,12 +149,12 @@ class Scheduler:
         return await self._lookout.ask(self.devices.gpus)
 
     async def plan(self, model: ModelFile, options: LoadOptions, machine: Machine | None = None) -> Plan:
-        """What loading the model would come to, on ``machine`` or on this one as it is.
+        """What loading the model would come to: alone on ``machine``, or now on this one, among all that is loaded.
 
         Raises what loading would: SettingsError, ModelFileError, LayoutError, LayoutNotAllocatedError.
         """
         if machine is None:
-            machine = await self.machine()
+            return await self._loads.plan(model.path, options)
         case = Case(model.path, options, self._settings, machine)
         return await asyncio.to_thread(make_plan, self._estimates, case)
 
@@ -168,10 +173,12 @@ class Scheduler:
     async def _enter(self, model: ModelFile, options: LoadOptions) -> Resident:
         """A usable resident with one more user."""
         resident = self._residents.get(model.path)
-        if resident is not None and resident.is_usable and not self._must_reload(resident, options):
-            resident.enter()
-            return resident
-        if self._num_waiting >= self._settings.max_queue:
+        is_full = self._num_waiting >= self._settings.max_queue
+        if resident is not None and resident.is_usable and not self._reloads.is_needed(resident, model, options):
+            if is_full or not self._reloads.may_grow(resident, options):
+                resident.enter()
+                return resident
+        elif is_full:
             raise QueueFullError
         self._count_waiting(1)
         asked_at = self._clock.monotonic()
@@ -198,24 +205,20 @@ class Scheduler:
                 await resident.gone.wait()
                 continue
             try:
-                if await self._try_enter(resident, asked, options):
+                if await self._try_enter(resident, model, asked, options):
                     return resident
-            except _REFUSALS:
+            except REFUSALS:
                 if options == asked or resident.options == asked:
                     raise
                 options = asked  # what others have asked for cannot be had; this request does without it
                 continue
             if resident.memory is not None:  # it had loaded: whoever comes next serves those who came before as well
-                options = self._next_options(resident.options, asked, options)
+                options = self._reloads.next_options(resident.options, asked, options)
                 keep_alive_s = resident.keep_alive_s
+                await self._reloads.check(resident, asked, options)
+            self._unloads.retire(resident, Unload.RELOAD)
 
-    def _next_options(self, loaded: LoadOptions, asked: LoadOptions, tried: LoadOptions) -> LoadOptions:
-        """To load with for ``asked``, after a model with ``loaded`` was not what it needs."""
-        if loaded == tried != asked:
-            return asked  # nobody's but its own: else it could go on like this for ever
-        return merge(loaded, asked, self._settings.default_num_ctx)
-
-    async def _try_enter(self, resident: Resident, asked: LoadOptions, options: LoadOptions) -> bool:
+    async def _try_enter(self, resident: Resident, model: ModelFile, asked: LoadOptions, options: LoadOptions) -> bool:
         """False: it is not what ``asked`` needs, or it went away; look again. Raises what its load raised.
 
         ``options``: those of a load that this request has begun, or would begin.
@@ -224,28 +227,20 @@ class Scheduler:
         is_right = False
         try:
             await asyncio.shield(resident.ready)
-            is_right = resident.is_usable and not self._must_reload(resident, asked)
+            is_right = (
+                resident.is_usable
+                and not self._reloads.is_needed(resident, model, asked)
+                and not (self._reloads.may_grow(resident, asked) and await self._reloads.would_grow(resident, asked))
+                and resident.is_usable  # still
+            )
         except SchedulerError:
             if resident.options in (asked, options) or self._is_closed:
                 raise
             # It failed with the options of another request; these may do better.
-        else:
-            if not is_right and resident.is_usable and must_be_on_gpu(asked, self._settings):
-                await self._loads.check_on_gpu(resident, asked)  # nobody loses it for a load that is bound to fail
         finally:
             if not is_right:
                 self._leave(resident)
-        if not is_right:
-            self._unloads.retire(resident, Unload.RELOAD)
         return is_right
-
-    def _must_reload(self, resident: Resident, options: LoadOptions) -> bool:
-        assert resident.request is not None  # it is loaded
-        assert resident.header is not None
-        wanted = resolve(options, resident.header, self._settings)
-        if must_be_on_gpu(options, self._settings) and not resident.is_whole and options.num_gpu in (None, -1):
-            return True
-        return needs_reload(resident.request, wanted, resident.options, options, resident.num_gpus)
 
     def _leave(self, resident: Resident) -> None:
         """One request less; the last one starts the timer, or ends what was only waiting for it."""
@@ -259,6 +254,7 @@ class Scheduler:
 
     def _begin(self, model: ModelFile, options: LoadOptions, keep_alive_s: float) -> Resident:
         resident = Resident(model, options, keep_alive_s, self._clock)
+        self._reloads.look_around(resident)
         self._residents[model.path] = resident
         self._load_tasks.start(f"load {model.name}", self._load(resident))
         return resident

@@ -22,6 +22,8 @@ class SchedulerSettings:
     cpu_isa: str | None = None  # instruction set of the CPU kernels; None: the best one
     devices: str = ""  # "", "auto", "cpu" or "sim:8GiB,sim:6GiB"
     sim_ledger: Path | None = None  # folder in which simulated devices are counted; None: one is made
+    is_spread: bool = False  # over all GPUs even if fewer would do
+    gpu_overhead_bytes: int = 0  # of each GPU that no model gets, on top of its minimum
     debug: bool = False  # runner output at level DEBUG of the runner
 
     @property

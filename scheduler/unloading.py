@@ -45,7 +45,8 @@ class Unloads:
         if resident.state is not State.READY:
             return
         resident.state = State.LEAVING
-        resident.unload = reason
+        if not self._has_crashed(resident):
+            resident.unload = reason
         resident.cancel_timer()
         self._stop_if_idle(resident)
 
@@ -86,12 +87,26 @@ class Unloads:
 
     async def _watch(self, resident: Resident) -> None:
         assert resident.started is not None
-        last_words = await resident.started.process.wait()
+        await resident.started.process.wait()
         if resident.state in (State.READY, State.LEAVING):
-            LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
-            resident.unload = Unload.CRASHED
-            self._count_crash(resident, last_words)
+            self._has_crashed(resident)
             await self.clear_away(resident)
+
+    def _has_crashed(self, resident: Resident) -> bool:
+        """Whether the process of a loaded model, which nobody has told to end yet, has ended: counted once.
+
+        Asked by everybody who is about to end it: the watch may be the last to hear of the end.
+        """
+        if resident.unload is Unload.CRASHED:
+            return True
+        process = resident.started.process if resident.started else None
+        if process is None or process.is_alive:
+            return False
+        last_words = process.last_words()
+        LOG.error("the runner of %s ended: %s", resident.model.name, last_words)
+        resident.unload = Unload.CRASHED
+        self._count_crash(resident, last_words)
+        return True
 
     def _stop_if_idle(self, resident: Resident) -> None:
         if resident.state is State.LEAVING and resident.is_idle:
@@ -99,7 +114,8 @@ class Unloads:
             self._tasks.start(f"stop {resident.model.name}", self._stop(resident))
 
     async def _stop(self, resident: Resident) -> None:
-        LOG.info("unloading %s", resident.model.name)
+        if not self._has_crashed(resident):
+            LOG.info("unloading %s", resident.model.name)
         await self.clear_away(resident)
 
     # ---- the end -------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ def scheduler_settings(settings: Settings) -> SchedulerSettings:
         cpu_isa=None if settings.cpu_isa == "auto" else settings.cpu_isa,
         devices=settings.devices,
         sim_ledger=settings.sim_ledger,
+        is_spread=settings.sched_spread,
+        gpu_overhead_bytes=settings.gpu_overhead_bytes,
         debug=settings.debug,
     )
 

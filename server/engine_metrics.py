@@ -1,10 +1,10 @@
 """What the engines of loaded models tell, as Prometheus has it. One label: the model's name.
 
-    shale_sequences_active{model}               that are evaluating their prompt or generating
-    shale_sequences_waiting{model}              completions without a sequence
+    shale_sequences_active{model}               completions and inputs of embeddings that are computed at this moment
+    shale_sequences_waiting{model}              those without a sequence
     shale_sequences_parallel{model}             that the model works on at a time
     shale_steps_total{model}                    forward passes
-    shale_step_sequences_total{model}           sequences in them, summed over steps
+    shale_step_sequences_total{model}           sequences in them, summed over steps; each input of embeddings is one
     shale_step_tokens_total{model}              tokens in them, summed over steps
     shale_batch_occupancy_ratio{model}          sequences per step, of those possible; mean since the model was loaded
     shale_step_seconds{model}                   one forward pass with all that belongs to it
@@ -42,14 +42,17 @@ Read = Callable[[RunnerStats], float]
 
 
 def occupancy(stats: RunnerStats) -> float:
-    """Sequences in the mean step, of those that the model works on at a time; 0 before the first step."""
+    """Sequences in the mean step, of those that the model works on at a time; 0 before the first step.
+
+    At most 1: a bidirectional model takes as many inputs as a batch has room for, and has no sequences for them.
+    """
     possible = stats.num_steps * stats.num_parallel
-    return stats.num_batch_sequences / possible if possible else 0.0
+    return min(1.0, stats.num_batch_sequences / possible) if possible else 0.0
 
 
 GAUGES: Mapping[str, tuple[str, Read]] = {
-    "shale_sequences_active": ("Sequences with a prompt or an answer under way", lambda s: s.num_active),
-    "shale_sequences_waiting": ("Completions without a sequence", lambda s: s.num_waiting),
+    "shale_sequences_active": ("Completions and inputs of embeddings under way", lambda s: s.num_active),
+    "shale_sequences_waiting": ("Completions and inputs without a sequence", lambda s: s.num_waiting),
     "shale_sequences_parallel": ("Sequences at a time", lambda s: s.num_parallel),
     "shale_batch_occupancy_ratio": ("Sequences per step, of those possible", occupancy),
     "shale_cache_cells": ("Cells of the KV cache", lambda s: s.cache.num_cells),
@@ -63,7 +66,7 @@ GAUGES: Mapping[str, tuple[str, Read]] = {
 
 COUNTERS: Mapping[str, tuple[str, Read]] = {
     "shale_steps": ("Forward passes", lambda s: s.num_steps),
-    "shale_step_sequences": ("Sequences of all steps", lambda s: s.num_batch_sequences),
+    "shale_step_sequences": ("Sequences and inputs of all steps", lambda s: s.num_batch_sequences),
     "shale_step_tokens": ("Tokens of all steps", lambda s: s.num_batch_tokens),
     "shale_cache_defragmentations": ("Defragmentations of the KV cache", lambda s: s.cache.num_defragmentations),
     "shale_cache_moved_bytes": ("Bytes that defragmentations moved", lambda s: s.cache.moved_bytes),

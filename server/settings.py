@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from scheduler.keep_alive import parse_keep_alive_setting
 from scheduler.kv_cache_type import parse_kv_cache_type_setting
 from scheduler.options import MAX_NUM_PARALLEL, MIN_NUM_CTX
+from scheduler.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from scheduler.gpu import GPU
@@ -230,6 +231,12 @@ class Settings:
         tuple[str, ...], Row("ORIGINS", _names, "more browser origins to allow, separated by commas")
     ] = ()
     debug: Annotated[bool, Row("DEBUG", _flag, "1: log at debug level")] = False
+    sched_spread: Annotated[
+        bool, Row("SCHED_SPREAD", _flag, "1: spread a model over all GPUs even if fewer would do")
+    ] = False
+    gpu_overhead_bytes: Annotated[
+        int, Row("GPU_OVERHEAD", parse_bytes, "memory of each GPU that no model gets: bytes, or a size such as 512MiB")
+    ] = 0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

@@ -41,7 +41,8 @@ FLOORS = {
          "scheduler.hypothetical", "scheduler.options", "scheduler.report", "scheduler.estimate"),
         ("scheduler.layout", "scheduler.process", "scheduler.client", "scheduler.spawn"),
         ("scheduler.load", "scheduler.resident", "scheduler.stats", "scheduler.bring_up", "scheduler.rehearsal",
-         "scheduler.plan", "scheduler.placement", "scheduler.loading", "scheduler.unloading"),
+         "scheduler.plan", "scheduler.placement", "scheduler.loading", "scheduler.unloading",
+         "scheduler.reloading"),
         ("scheduler.scheduler",),
     ),
     "server": (

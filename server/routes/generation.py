@@ -12,6 +12,7 @@ import orjson
 
 from runner.protocol import CompletionRequest
 from scheduler.options import load_notes
+from scheduler.plan import layout_notes
 from scheduler.scheduler import LoadOptions, RunningModel
 from server.catalog import Entry
 from server.errors import ApiError
@@ -187,5 +188,9 @@ def _left_out(line: Mapping[str, Any], prepared: Prepared) -> dict[str, int]:
 def context_notes(entry: Entry, loading: Mapping[str, Any], running: RunningModel) -> dict[str, list[str]]:
     """Field ``notes`` for the answer where the model is not loaded as was asked for; empty where it is."""
     trained_num_ctx = entry.facts.context_length or 0
-    notes = load_notes(LoadOptions(**loading), trained_num_ctx, running.num_ctx, running.num_parallel)
-    return {"notes": list(notes)} if notes else {}
+    options = LoadOptions(**loading)
+    notes = [
+        *load_notes(options, trained_num_ctx, running.num_ctx, running.num_parallel),
+        *layout_notes(options, running.memory, running.layout),
+    ]
+    return {"notes": notes} if notes else {}

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scheduler.gpu import GPU
 from scheduler.kv_cache_type import written
 from scheduler.options import LoadOptions, load_notes
-from scheduler.plan import Plan
+from scheduler.plan import Plan, layout_notes
 from scheduler.report import device_rows, layer_rows, vram_bytes
 from scheduler.sizes import human_bytes
 from scheduler.system_memory import SystemMemory
 
+WAITING_NOTE = "other loads are under way: this is a plan for what they leave"
 
-def plan_answer(model: str, options: LoadOptions, plan: Plan) -> dict[str, Any]:
-    """``devices`` is the list that ``/api/ps`` has for the model once it is loaded so."""
+
+def plan_answer(
+    model: str, options: LoadOptions, plan: Plan, names: Mapping[Path, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """``devices`` is the list that ``/api/ps`` has for the model once it is loaded so.
+
+    ``names`` are those of the loaded models, for what would be unloaded.
+    """
     request, memory = plan.request, plan.memory
     return {
         "model": model,
@@ -32,12 +42,18 @@ def plan_answer(model: str, options: LoadOptions, plan: Plan) -> dict[str, Any]:
         "devices": device_rows(memory, plan.layout),
         "layers": layer_rows(memory, plan.layout),
         "machine": [_system(plan.machine.system), *(_gpu(gpu) for gpu in plan.machine.gpus)],
-        "notes": [*_load_notes(plan, options), *_minimum_notes(plan)],
+        "notes": [*_load_notes(plan, options), *_room_notes(plan, names), *_minimum_notes(plan)],
     }
 
 
 def _load_notes(plan: Plan, options: LoadOptions) -> tuple[str, ...]:
-    return load_notes(options, plan.trained_num_ctx, plan.request.num_ctx, plan.request.num_parallel)
+    notes = load_notes(options, plan.trained_num_ctx, plan.request.num_ctx, plan.request.num_parallel)
+    return *notes, *layout_notes(options, plan.memory, plan.layout)
+
+
+def _room_notes(plan: Plan, names: Mapping[Path, str]) -> list[str]:
+    unloads = [f"unloads {names.get(path, path.stem)}" for path in plan.unloads]
+    return [*unloads, WAITING_NOTE] if plan.is_waiting else unloads
 
 
 def _minimum_notes(plan: Plan) -> list[str]:

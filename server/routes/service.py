@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 
 from scheduler.scheduler import LoadOptions, ModelFile, RunningModel, Scheduler
 from server.catalog import Catalog, Entry
+from server.catalog.scan import Stamp, check_name
 from server.chat_template import FALLBACK_TEMPLATE, ChatTemplate, TemplateError
 from server.errors import ApiError, InvalidRequestError, ModelNotFoundError
 from server.metrics import Metrics
@@ -20,6 +22,8 @@ from server.settings import Settings
 NOT_FOUND = "model '{}' not found"
 NOT_FOUND_TRY_PULLING = 'model "{}" not found, try pulling it first'
 MAX_TEMPLATES = 64
+NO_FILES: Stamp = ()
+"""Stamp of a loaded model whose file has gone, or cannot be read any more: it can be unloaded, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,14 @@ class Service:
     scheduler: Scheduler
     metrics: Metrics
     _templates: dict[str, ChatTemplate] = field(default_factory=dict)
+    _acquired: dict[Path, Entry] = field(default_factory=dict)  # what is loaded, and what was until the next one came
 
     async def find(self, name: str, missing: str = NOT_FOUND) -> Entry:
-        """The served model of that name. Raises ModelNotFoundError with ``missing``, InvalidRequestError."""
-        entry = await asyncio.to_thread(self.catalog.find, name) if name else None
+        """The served model of that name, or else the loaded one that was (``NO_FILES``).
+
+        Raises ModelNotFoundError with ``missing``, InvalidRequestError.
+        """
+        entry = (await asyncio.to_thread(self.catalog.find, name) or self._left_behind(name)) if name else None
         if entry is None:
             raise ModelNotFoundError(missing.format(name), param="model")
         return entry
@@ -42,11 +50,30 @@ class Service:
     def acquire(
         self, entry: Entry, loading: Mapping[str, Any], keep_alive_s: float | None
     ) -> AbstractAsyncContextManager[RunningModel]:
-        """The model, loaded and held for the time of the context. Raises what the scheduler raises."""
+        """The model, loaded and held for the time of the context.
+
+        Raises what the scheduler raises, and ModelNotFoundError for one that can only be unloaded.
+        """
+        if entry.stamp == NO_FILES:
+            raise ModelNotFoundError(NOT_FOUND.format(entry.name), param="model")
+        if entry.path not in self._acquired:
+            self._forget_unloaded()
+        self._acquired[entry.path] = entry
         return self.scheduler.acquire(model_file(entry), LoadOptions(**loading), keep_alive_s)
 
     async def unload(self, entry: Entry) -> None:
         await self.scheduler.unload(model_file(entry))
+
+    def _left_behind(self, name: str) -> Entry | None:
+        wanted = check_name(name).casefold()
+        found = (each.model for each in self.scheduler.residents() if each.model.name.casefold() == wanted)
+        entry = next((self._acquired.get(model.path) for model in found), None)
+        return replace(entry, stamp=NO_FILES) if entry else None
+
+    def _forget_unloaded(self) -> None:
+        loaded = {each.model.path for each in self.scheduler.residents()}
+        for path in self._acquired.keys() - loaded:
+            del self._acquired[path]
 
     def template(self, entry: Entry) -> ChatTemplate:
         """The file's chat template, or the usual one where it has none; compiled once. Blocks. Raises ApiError."""

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from serving import Server
 
 DEMO = "shale-demo"
 TINY = "tiny/llama"
+BERT = "tiny/bert"
 ASK = {"model": DEMO, "prompt": "What does os.getcwd do?", "options": {"temperature": 0, "num_predict": 5}}
 SECRET = "s3cr3t-value-of-a-key"
 
@@ -182,6 +184,31 @@ def test_an_engine_tells_of_its_work(counted: Server) -> None:
     header, row = counted.command("ps").stdout.splitlines()
     assert "CACHE    SEQUENCES" in header
     assert f" 0 of {model['sequences']['parallel']} " in row
+
+
+def test_an_engine_tells_of_embeddings(counted: Server) -> None:
+    unload_all(counted)
+    answer = counted.post("/api/embed", {"model": BERT, "input": ["abc", "something else", "abc"]}).json()
+    assert value(counted, "shale_steps_total", model=BERT) == 1
+    assert value(counted, "shale_step_seconds_count", model=BERT) == 1
+    assert value(counted, "shale_step_sequences_total", model=BERT) == 3
+    assert value(counted, "shale_step_tokens_total", model=BERT) == answer["prompt_eval_count"]
+    assert 0 < value(counted, "shale_batch_occupancy_ratio", model=BERT) <= 1
+    (model,) = models_of(counted)
+    assert model["sequences"]["active"] == model["sequences"]["waiting"] == 0
+
+
+def test_inputs_under_way_are_no_more_than_can_be_and_the_others_wait(counted: Server) -> None:
+    counted.post("/api/embed", {"model": BERT})
+    body = {"model": BERT, "input": ["many words " * 100] * 600}
+    with ThreadPoolExecutor(1) as pool:
+        embedding = pool.submit(httpx.post, f"{counted.url}/api/embed", json=body, timeout=120, trust_env=False)
+        until(lambda: models_of(counted)[0].get("sequences", {}).get("waiting"))
+        sequences = models_of(counted)[0]["sequences"]
+        assert sequences["active"] <= sequences["parallel"]
+        assert value(counted, "shale_sequences_waiting", model=BERT) > sequences["parallel"]
+        assert embedding.result().status_code == 200
+    assert models_of(counted)[0]["sequences"] == {**sequences, "active": 0, "waiting": 0}
 
 
 def test_choices_compute_their_prompt_once(counted: Server) -> None:

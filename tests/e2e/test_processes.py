@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -328,3 +329,70 @@ def test_runners_are_no_zombies_once_they_have_ended(empty: Server) -> None:
     while any(psutil.pid_exists(runner.pid) for runner in runners):  # also true of one that nobody waits for
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# ---- files that change under a loaded model ------------------------------------------------------
+
+
+@pytest.fixture
+def own(start: Start, models: Path, tmp_path: Path) -> tuple[Server, Path]:
+    """A server that has loaded, for ever, the model ``mine``; and its file."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    file = folder / "mine.gguf"
+    shutil.copy(models / f"{TINY}.gguf", file)
+    server = start(SHALE_MODELS=str(folder), SHALE_DEVICES="cpu")
+    assert server.post("/api/generate", {"model": "mine", "keep_alive": -1}).status_code == httpx.codes.OK
+    return server, file
+
+
+def running(server: Server) -> list[dict[str, Any]]:
+    return list(httpx.get(f"{server.url}/api/ps", trust_env=False).json()["models"])
+
+
+def test_a_file_that_was_replaced_is_loaded_anew(own: tuple[Server, Path], models: Path) -> None:
+    server, file = own
+    old = running(server)[0]
+    shutil.copy(models / f"{DEMO}.gguf", file.with_suffix(".new"))
+    file.with_suffix(".new").replace(file)
+    answer = server.post("/api/generate", {**PROMPT, "model": "mine", "stream": False, "options": {"temperature": 0}})
+    assert "working directory" in answer.json()["response"]
+    (new,) = running(server)
+    assert (new["digest"] != old["digest"], new["size"] != old["size"]) == (True, True)
+    assert new["expires_at"] > "2300"
+    assert len(server.runners()) == 1
+
+
+def test_a_file_that_was_replaced_by_what_is_no_model_costs_nobody_the_loaded_one(own: tuple[Server, Path]) -> None:
+    server, file = own
+    runners = server.runners()
+    file.write_bytes(b"GGUF" + bytes(100))
+    assert server.post("/api/generate", {"model": "mine"}).status_code == httpx.codes.NOT_FOUND
+    assert server.runners() == runners
+
+
+@pytest.mark.parametrize("by_command", [False, True])
+def test_a_model_whose_file_was_deleted_can_be_unloaded(own: tuple[Server, Path], by_command: bool) -> None:
+    server, file = own
+    file.unlink()
+    assert server.post("/api/generate", {**PROMPT, "model": "mine"}).status_code == httpx.codes.NOT_FOUND
+    if by_command:
+        assert server.command("stop", "mine").returncode == 0
+    else:
+        assert server.post("/api/generate", {"model": "mine", "keep_alive": 0}).json()["done_reason"] == "unload"
+    assert running(server) == []
+    assert server.runners() == []
+
+
+def test_a_runner_that_is_killed_in_its_last_answer_has_crashed(own: tuple[Server, Path]) -> None:
+    server, _ = own
+    with stream(server, {**ENDLESS, "model": "mine", "keep_alive": 0}) as lines:
+        server.runners()[0].kill()
+        *_, last = lines
+    assert "SIGKILL" in json.loads(last)["error"]
+    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(("shale_unloads", "shale_cra")))
+    counts = {name: float(count) for name, count in counts.items() if float(count) and "created" not in name}
+    assert set(counts.values()) == {1.0}, counts
+    assert any("crashed" in name for name in counts)
+    assert not any("asked" in name for name in counts)

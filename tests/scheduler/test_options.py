@@ -4,8 +4,11 @@ import pytest
 
 from scheduler.errors import SettingsError
 from scheduler.options import (
+    MAX_NUM_THREAD,
     LoadOptions,
     ModelHeader,
+    OnGPUs,
+    context_of,
     is_parallel_auto,
     load_notes,
     merge,
@@ -58,9 +61,10 @@ def test_values_that_cannot_be_meant(options):
         resolve(options, HEADER, SchedulerSettings())
 
 
-def reloads(old, new, num_gpus=0):
+def reloads(old, new, num_gpus=0, num_layers=9, num_placed=9):
     settings = SchedulerSettings()
-    return needs_reload(resolve(old, HEADER, settings), resolve(new, HEADER, settings), old, new, num_gpus)
+    there = OnGPUs(num_gpus, num_layers, num_placed)
+    return needs_reload(resolve(old, HEADER, settings), resolve(new, HEADER, settings), old, new, there)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,37 @@ def reloads(old, new, num_gpus=0):
 )
 def test_needs_reload(old, new, num_gpus, expected):
     assert reloads(old, new, num_gpus) is expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "num_gpus", "num_placed", "expected"),
+    [
+        (LoadOptions(), LoadOptions(num_gpu=999), 1, 9, False),  # more layers than it has: all of them, which are there
+        (LoadOptions(), LoadOptions(num_gpu=9), 1, 9, False),
+        (LoadOptions(num_gpu=99), LoadOptions(num_gpu=999), 1, 9, False),
+        (LoadOptions(num_gpu=99), LoadOptions(num_gpu=999), 1, 0, False),  # what could not be had is not tried again
+        (LoadOptions(), LoadOptions(num_gpu=999), 1, 3, True),
+        (LoadOptions(), LoadOptions(num_gpu=3), 1, 3, False),  # so many are there, by chance
+        (LoadOptions(), LoadOptions(num_gpu=3), 1, 9, True),
+        (LoadOptions(num_gpu=-1), LoadOptions(num_gpu=0), 1, 9, True),
+        (LoadOptions(), LoadOptions(main_gpu=0), 1, 9, False),  # there is no choice
+        (LoadOptions(), LoadOptions(main_gpu=0), 2, 9, True),
+        (LoadOptions(main_gpu=1), LoadOptions(main_gpu=1), 2, 9, False),
+    ],
+)
+def test_options_about_gpus_reload_only_where_they_make_a_difference(old, new, num_gpus, num_placed, expected):
+    assert reloads(old, new, num_gpus, num_placed=num_placed) is expected
+
+
+def test_more_threads_than_can_be_of_use():
+    assert 64 <= MAX_NUM_THREAD <= 1024
+    assert resolve(LoadOptions(num_thread=MAX_NUM_THREAD), HEADER, SchedulerSettings()).num_thread == MAX_NUM_THREAD
+    for number in (MAX_NUM_THREAD + 1, 2**31):
+        with pytest.raises(
+            SettingsError, match=f"num_thread must be at most {MAX_NUM_THREAD}, found {number}"
+        ) as caught:
+            resolve(LoadOptions(num_thread=number), HEADER, SchedulerSettings())
+        assert caught.value.status == 400
 
 
 def test_merge_keeps_what_is_left_open():
@@ -124,7 +159,7 @@ def test_auto_and_reloads(old, new, expected):
     settings = SchedulerSettings()
     num_ctx = 3000 if old.num_ctx == "auto" else old.num_ctx
     loaded = resolve(old, HEADER, settings).model_copy(update={"num_ctx": num_ctx})
-    assert needs_reload(loaded, resolve(new, HEADER, settings), old, new, 0) is expected
+    assert needs_reload(loaded, resolve(new, HEADER, settings), old, new, OnGPUs()) is expected
 
 
 def test_auto_gives_way_to_a_number_in_a_merge():
@@ -225,8 +260,7 @@ def test_sequences_only_grow_in_a_merge():
         (2048, ()),
         (99999, ("num_ctx 99999 was clamped to 2048, the length the model was trained for",)),
         ("auto", ('num_ctx "auto" is 1000',)),
-        (999, ("num_ctx 999: the model is loaded with 1000",)),
-        (2, ("num_ctx 2: the model is loaded with 1000",)),
+        (999, ()),
     ],
 )
 def test_load_notes(asked, notes):
@@ -234,6 +268,11 @@ def test_load_notes(asked, notes):
     if asked == 99999:
         notes = ()  # nobody knows for which length it was trained
     assert load_notes(LoadOptions(num_ctx=asked), 0, 1000, 4) == notes
+
+
+@pytest.mark.parametrize(("asked", "own"), [(None, 1000), ("auto", 1000), (64, 64), (1, 4), (1000, 1000), (9999, 1000)])
+def test_a_request_has_the_context_that_it_asks_for(asked, own):
+    assert context_of(LoadOptions(num_ctx=asked), 1000) == own
 
 
 def test_fewer_sequences_than_there_are_is_noted():

@@ -9,11 +9,11 @@ import pytest
 from runner.footprint import DeviceName
 from runner.protocol import DeviceLayers, DeviceMemory, Memory
 from scheduler.devices import GPU, Machine, SystemMemory
-from scheduler.errors import LayoutNotAllocatedError, NotOnGPUError, SystemMemoryError
+from scheduler.errors import LayoutNotAllocatedError, NotOnGPUError, SettingsError, SystemMemoryError
 from scheduler.events import Eviction
 from scheduler.eviction import Candidate, Rank
 from scheduler.options import LoadOptions, ModelHeader
-from scheduler.placement import Around, MakeRoom, Place, Wait, check_on_gpu, decide
+from scheduler.placement import Around, MakeRoom, Place, Wait, decide, plan_beside
 from scheduler.rehearsal import Case
 from scheduler.reservations import Claim
 from scheduler.settings import SchedulerSettings
@@ -25,17 +25,22 @@ ONE, TWO = {"sim0": 8}, {"sim0": 8, "sim1": 8}
 
 
 class Layers:
-    """Estimates of models without cache and graph: as many GiB as their layers have."""
+    """Estimates of models without graph: as many GiB as their layers have, and ``token_bytes`` of cache in a layer."""
+
+    def __init__(self, token_bytes=0):
+        self.token_bytes = token_bytes
 
     def header(self, path):
         return ModelHeader("llama", 8192)
 
     def memory(self, path, request, devices=()):
         where = {layer: share.id for share in request.layout for layer in share.layers}
+        cache_bytes = self.token_bytes * request.num_ctx * request.num_parallel
 
         def on(id, library):
             weights = tuple(GIB if where.get(layer, "cpu") == id else 0 for layer in range(NUM_LAYERS))
-            return DeviceMemory(id=id, library=library, weights=weights, cache=(0,) * NUM_LAYERS, graph=0)
+            cache = tuple(cache_bytes if where.get(layer, "cpu") == id else 0 for layer in range(NUM_LAYERS))
+            return DeviceMemory(id=id, library=library, weights=weights, cache=cache, graph=0)
 
         gpus = tuple(on(device.id, device.library) for device in devices)
         return Memory(input_weights=0, cpu=on("cpu", "cpu"), gpus=gpus)
@@ -77,9 +82,12 @@ def told(decision):
     return "wait"
 
 
-def ask(gpus, free=None, claims=(), candidates=(), system=64, max_loaded=9, failed=frozenset(), **options):
+def ask(
+    gpus, free=None, claims=(), candidates=(), system=64, max_loaded=9, failed=frozenset(), *,
+    of=decide, token_bytes=0, **options,
+):  # fmt: skip
     case = Case(Path("m"), LoadOptions(**options), SchedulerSettings(), machine(gpus, free or {}, system))
-    return decide(Layers(), case, Around(tuple(claims), tuple(candidates), max_loaded, failed))
+    return of(Layers(token_bytes), case, Around(tuple(claims), tuple(candidates), max_loaded, failed))
 
 
 WHOLE_ON_SIM0 = frozenset({(DeviceLayers(id="sim0", library="sim", layers=(0, 1, 2, 3)),)})
@@ -197,6 +205,106 @@ def test_room_that_is_made_is_claimed_and_why_it_is_made_is_told():
     assert (decision.claim, decision.reason) == (Claim(), Eviction.MAX_MODELS)
 
 
+# ---- contexts and sequences that are left open ------------------------------------------------
+
+TOKEN = GIB >> 12  # of cache in each layer: 4096 tokens take 4 GiB in all
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "num_ctx"),
+    [
+        (given(gpus={"sim0": 12}), "go sim0:4", 8192),
+        (given(gpus={"sim0": 12}, free={"sim0": 5}, candidates=[held("a", sim0=7)]), "evict a", None),
+        (given(gpus={"sim0": 12}, free={"sim0": 5}, candidates=[held("a", LEAVING, sim0=7)]), "evict a", None),
+        (given(gpus={"sim0": 12}, free={"sim0": 5}, candidates=[held("a", BUSY, sim0=7)]), "go sim0:4", 1024),
+        (given(gpus={"sim0": 12}, free={"sim0": 5}, candidates=[held("a", PINNED, sim0=7)]), "go sim0:4", 1024),
+        # all that idle ones leave, and no more than that
+        (
+            given(gpus={"sim0": 12}, free={"sim0": 5}, candidates=[held("a", sim0=1), held("b", BUSY, sim0=6)]),
+            "evict a",
+            None,
+        ),
+        (given(gpus={"sim0": 13}, free={"sim0": 12}, candidates=[held("a", sim0=1)]), "go sim0:4", 8192),
+        # nothing fits beside busy ones: the default context then, or what there is room for
+        (given(gpus={"sim0": 12}, free={"sim0": 3}, candidates=[held("a", BUSY, sim0=9)]), "evict a", None),
+        (given(gpus={"sim0": 5}, free={"sim0": 3}, candidates=[held("a", PINNED, sim0=2)]), "evict a", None),
+        # while others load
+        (given(gpus=TWO, free={"sim1": 5}, claims=[claim(SIM0)], candidates=[held("a", sim1=3)]), "evict a", None),
+        (
+            given(gpus=TWO, free={"sim1": 5}, claims=[claim(SIM0, sim0=0)], candidates=[held("a", sim1=3)]),
+            "wait",
+            None,
+        ),
+    ],
+)
+def test_idle_models_make_room_for_the_largest_context(asked, expected, num_ctx):
+    decision = ask(**asked, num_ctx="auto", num_parallel=1, token_bytes=TOKEN)
+    assert told(decision) == expected
+    if num_ctx:
+        assert decision.situation.request.num_ctx == num_ctx
+
+
+def test_two_models_that_fit_side_by_side_both_stay_in_the_end():
+    """Each takes 5 GiB with one sequence, and 8 of the 10 if it can. Who had to make room for the other comes back."""
+    asked = given(num_ctx=1024, token_bytes=TOKEN)
+    first = ask({"sim0": 10}, **asked)
+    assert first.claim.in_the_end[SIM0] == 8 * GIB
+    second = plan(gpus={"sim0": 10}, free={"sim0": 2}, candidates=[held("a", sim0=8)], **asked)
+    assert (second.unloads, second.memory.gpus[0].total_bytes) == ((Path("a"),), 5 * GIB)
+    third = ask({"sim0": 10}, free={"sim0": 5}, candidates=[held("b", sim0=5)], **asked)
+    assert told(third) == "go sim0:4"
+
+
+# ---- plans -------------------------------------------------------------------------------------
+
+
+def plan(**asked):
+    return ask(**asked, of=plan_beside)
+
+
+@pytest.mark.parametrize("situation", TABLE)
+def test_a_plan_is_where_the_load_goes_in_the_end(situation):
+    """One that goes at once has the layout of the decision; one that makes room tells first who goes."""
+    asked, expected = TABLE[situation]
+    found = plan(**asked)
+    if expected.startswith("go"):
+        assert told(ask(**asked)) == expected
+        assert found.layout == ask(**asked).layout
+        assert (found.unloads, found.is_waiting) == ((), False)
+    elif expected.startswith("evict"):
+        assert [str(path) for path in found.unloads][: expected.count(" ")] == expected.split()[1:]
+    else:
+        assert found.is_waiting
+        assert found.is_whole
+
+
+def test_a_plan_counts_on_what_those_who_go_hold():
+    idle = [held("a", sim0=7), held("b", sim1=6, idle_s=20)]
+    found = plan(gpus=TWO, free={"sim0": 1, "sim1": 2}, candidates=idle)
+    assert found.unloads == (Path("b"),)
+    assert found.is_whole
+    assert [len(share.layers) for share in found.layout] == [4]
+    assert [gpu.free_bytes // GIB for gpu in found.machine.gpus] == [1, 8]
+    assert [gpu.id for gpu in found.memory.gpus] == ["sim0", "sim1"]
+    assert [gpu.total_bytes // GIB for gpu in found.memory.gpus] == [0, 4]
+
+
+def test_the_largest_context_of_a_plan_is_that_of_auto():
+    asked = given(
+        gpus={"sim0": 12}, free={"sim0": 5}, candidates=[held("a", sim0=1), held("b", BUSY, sim0=6)],
+        num_parallel=1, token_bytes=TOKEN,
+    )  # fmt: skip
+    found = plan(**asked, num_ctx="auto")
+    assert (found.request.num_ctx, found.max_num_ctx) == (2048, 2048)
+    assert (plan(**asked, num_ctx=99).unloads, plan(**asked, num_ctx=99).max_num_ctx) == ((), 2048)
+
+
+def test_a_plan_fails_as_the_load_would():
+    with pytest.raises(NotOnGPUError):
+        plan(gpus={"sim0": 3}, candidates=[held("a", sim0=1)], fail_if_not_gpu=True)
+    assert plan(gpus=ONE, free={"sim0": 1}, candidates=[held("a", sim0=7)], fail_if_not_gpu=True).is_whole
+
+
 def test_main_gpu_means_the_same_device_beside_claims():
     gpus = {"sim0": 8, "sim1": 8, "sim2": 9}
     assert told(ask(gpus, claims=[claim(SIM0)], main_gpu=1)) == "go sim1:4"
@@ -212,15 +320,9 @@ def test_main_gpu_means_the_same_device_beside_claims():
         (given(gpus={"sim0": 3}, fail_if_not_gpu=True), NotOnGPUError),
         (given(gpus={"sim0": 3}, candidates=[held("a", sim0=1)], fail_if_not_gpu=True), NotOnGPUError),
         (given(gpus={}, fail_if_not_gpu=True), NotOnGPUError),
+        (given(gpus=TWO, claims=[claim(SIM1)], candidates=[held("a", sim0=8)], main_gpu=2), SettingsError),
     ],
 )
 def test_nobody_goes_or_waits_for_what_cannot_be(asked, error):
     with pytest.raises(error):
         ask(**asked)
-
-
-def test_check_on_gpu_counts_what_would_be_freed():
-    case = Case(Path("m"), LoadOptions(fail_if_not_gpu=True), SchedulerSettings(), machine(ONE, {"sim0": 2}))
-    check_on_gpu(Layers(), case, {SIM0: 2 * GIB})
-    with pytest.raises(NotOnGPUError, match="3 of 4 layers fit"):
-        check_on_gpu(Layers(), case, {SIM0: 1 * GIB})

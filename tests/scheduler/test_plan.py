@@ -11,10 +11,10 @@ from runner.protocol import LoadRequest, Operation
 from scheduler.devices import Machine, SystemMemory
 from scheduler.errors import LayoutNotAllocatedError, ModelFileError, SettingsError, SystemMemoryError
 from scheduler.estimate import Estimator, device_names
-from scheduler.hypothetical import parse_hypothetical
+from scheduler.hypothetical import MAX_DEVICES, parse_hypothetical
 from scheduler.layout import num_placed
 from scheduler.options import LoadOptions
-from scheduler.plan import largest_num_ctx, make_plan, request_for
+from scheduler.plan import largest_num_ctx, layout_notes, make_plan, request_for
 from scheduler.rehearsal import Case
 from scheduler.settings import SchedulerSettings
 from tools.make_gguf import RECIPES, SHAPES, write_model
@@ -126,6 +126,14 @@ def test_as_many_sequences_as_fit_wholly(estimator, header, devices, options, ex
     assert request_for(estimator, case(header("llama-70b"), devices, **options)).num_parallel == expected
 
 
+def test_a_model_for_which_others_had_to_go_has_one_sequence(estimator, demo_model):
+    asked = case(demo_model, "sim:64MiB")
+    assert request_for(estimator, asked).num_parallel == 4
+    assert request_for(estimator, replace(asked, is_at_others_expense=True)).num_parallel == 1
+    named = replace(case(demo_model, "sim:64MiB", num_parallel=3), is_at_others_expense=True)
+    assert request_for(estimator, named).num_parallel == 3
+
+
 def test_without_gpus_sequences_take_at_most_half_of_free_memory(estimator, demo_model):
     one = request_of(estimator, demo_model, num_parallel=1)
     for number in (1, 2, 3):
@@ -140,6 +148,29 @@ def test_num_gpu_is_kept_and_fits_wholly_means_that_many(estimator, header):
     assert num_placed(plan.layout) == 20
     assert not plan.is_whole
     assert plan.max_num_ctx == 131072
+
+
+@pytest.mark.parametrize(
+    ("devices", "options", "notes"),
+    [
+        ("sim:2MiB", {"num_gpu": 999}, ["num_gpu 999: 0 of 7 layers are on GPUs, more do not fit"]),
+        ("sim:2MiB", {"num_gpu": 2}, ["num_gpu 2: 0 of 7 layers are on GPUs, more do not fit"]),
+        ("sim:2MiB", {"num_gpu": 0}, []),
+        ("sim:2MiB", {"num_gpu": -1}, []),
+        ("sim:2MiB", {}, []),
+        ("sim:64MiB", {"num_gpu": 999}, []),
+        ("sim:64MiB", {"num_gpu": 2, "main_gpu": 0}, []),
+        ("cpu", {"num_gpu": 5}, ["num_gpu 5 has no effect: there is no GPU"]),
+        ("cpu", {"main_gpu": 3}, ["main_gpu 3 has no effect: there is no GPU"]),
+        ("cpu", {"num_gpu": 0}, []),
+        ("cpu", {"num_gpu": -1}, []),
+    ],
+)
+def test_layers_that_are_not_where_they_were_asked_for_are_told(estimator, demo_model, devices, options, notes):
+    """On 2 MiB there is not even room for the graph."""
+    asked = case(demo_model, devices, num_batch=512, **options)
+    plan = make_plan(estimator, asked)
+    assert list(layout_notes(asked.options, plan.memory, plan.layout)) == notes
 
 
 def test_a_forced_count_that_cannot_be_allocated_fails_as_the_load_would(estimator, header):
@@ -168,6 +199,17 @@ def test_a_plan_takes_milliseconds(estimator, header):
         make_plan(estimator, asked)
         times.append(time.perf_counter() - begin)
     assert min(times) < 0.05
+
+
+def test_a_plan_for_as_many_devices_as_there_may_be_does_not_take_long(estimator, header):
+    """They hold nearly all of the model: that takes the most tries."""
+    asked = case(header("llama-70b"), ",".join(["3400MiB"] * MAX_DEVICES))
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        assert not make_plan(estimator, asked).is_whole
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.5
 
 
 def test_a_plan_starts_with_the_estimate_of_no_layout(estimator, demo_model):

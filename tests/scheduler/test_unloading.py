@@ -7,6 +7,10 @@ import math
 
 import pytest
 
+from scheduler.errors import CrashLoopError
+from scheduler.events import Unload
+from scheduler.scheduler import LoadOptions
+
 # ---- keep alive ----------------------------------------------------------------------------------
 
 
@@ -102,3 +106,63 @@ async def test_a_request_during_unloading_gets_a_new_runner(new_world):
     await world.use("a")
     await unloading
     assert [process.is_alive for process in world.processes("a")] == [False, True]
+
+
+# ---- crashes that look like other ends -----------------------------------------------------------
+
+
+def ends(world):
+    return [(event[0], *event[2:]) for event in world.observer.of("crashed", "unloaded")]
+
+
+CRASHED = [("crashed",), ("unloaded", Unload.CRASHED)]
+
+
+async def test_a_crash_counts_although_the_last_request_wanted_the_model_to_go(new_world, until):
+    world = new_world()
+    for _ in range(2):
+        async with world.scheduler.acquire(world.model("a"), keep_alive_s=0):
+            world.processes("a")[-1].die(-9)
+        await until(lambda: not world.scheduler.residents())
+    assert ends(world) == 2 * CRASHED
+    with pytest.raises(CrashLoopError):
+        await world.use("a")
+
+
+async def test_a_crash_counts_although_the_next_request_finds_it_first(new_world, until):
+    world = new_world()
+    await world.use("a")
+    world.processes("a")[0].die(-9)
+    await world.use("a")
+    assert ends(world) == CRASHED
+
+
+async def test_a_crash_counts_although_the_model_was_on_its_way_out(new_world, until):
+    world = new_world()
+    async with world.scheduler.acquire(world.model("a")):
+        bigger = world.start("a", LoadOptions(num_ctx=8192))
+        await until(lambda: world.names() == [])
+        world.processes("a")[0].die(-9)
+    await bigger
+    assert ends(world) == CRASHED
+
+
+async def test_a_crash_stays_one_while_it_is_cleared_away(new_world, until):
+    world = new_world()
+    held = asyncio.Event()
+    async with world.scheduler.acquire(world.model("a"), keep_alive_s=0):
+        process, client = world.processes("a")[0], world.started[0][1].client
+        client.aclose = held.wait
+        process.die(-9)
+        await until(lambda: ends(world))
+    held.set()
+    await until(lambda: not world.scheduler.residents())
+    assert ends(world) == CRASHED
+
+
+async def test_a_process_that_is_told_to_end_has_not_crashed(new_world):
+    world = new_world()
+    for keep_alive_s in (0, None):
+        await world.use("a", keep_alive_s=keep_alive_s)
+        await world.scheduler.unload(world.model("a"))
+    assert ends(world) == 2 * [("unloaded", Unload.ASKED)]

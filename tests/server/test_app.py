@@ -40,11 +40,14 @@ def test_the_scheduler_is_told_what_the_environment_says() -> None:
         "SHALE_NUM_PARALLEL": "3",
         "SHALE_DEVICES": "cpu",
         "SHALE_KV_CACHE_TYPE": "q8_0,f16",
+        "OLLAMA_SCHED_SPREAD": "1",
+        "OLLAMA_GPU_OVERHEAD": "1073741824",
     }
     told = scheduler_settings(Settings.from_environment(environment))
     assert (told.kernels, told.keep_alive_s, told.num_parallel, told.devices) == ("reference", 10, 3, "cpu")
     assert told.kv_cache_type == ("q8_0", "f16")
     assert told.cpu_isa is None
+    assert (told.is_spread, told.gpu_overhead_bytes) == (True, 2**30)
 
 
 def test_devices_that_cannot_be_used_are_refused_before_anything_runs() -> None:

@@ -102,6 +102,11 @@ def test_neither_a_plan_nor_a_setting_has_devices_of_nothing_or_mixes_them(text:
         Settings.from_environment({"SHALE_DEVICES": text})
 
 
+@pytest.mark.parametrize(("text", "size"), [("0", 0), ("1073741824", 2**30), ("512MiB", 2**29), ("1.5 GiB", 3 * 2**29)])
+def test_the_overhead_of_a_gpu_is_bytes_or_a_size(text: str, size: int) -> None:
+    assert Settings.from_environment({"SHALE_GPU_OVERHEAD": text}).gpu_overhead_bytes == size
+
+
 def test_no_load_timeout_means_for_ever() -> None:
     assert Settings.from_environment({"SHALE_LOAD_TIMEOUT": "0"}).load_timeout_s == math.inf
 
@@ -129,6 +134,9 @@ def test_the_home_directory_is_filled_in() -> None:
         ("SHALE_CPU_ISA", "mmx", "avx512vnni"),
         ("SHALE_KEEP_ALIVE", "soon", "seconds"),
         ("SHALE_DEBUG", "maybe", "1 or 0"),
+        ("OLLAMA_SCHED_SPREAD", "all", "1 or 0"),
+        ("SHALE_GPU_OVERHEAD", "-1", "allowed: a number and B, KiB, MiB, GiB or TiB"),
+        ("SHALE_GPU_OVERHEAD", "1GB", "allowed: a number and B, KiB, MiB, GiB or TiB"),
         ("SHALE_KV_CACHE_TYPE", "q9", "f16"),
         ("SHALE_KV_CACHE_TYPE", "f16,q9", "f16"),
         ("SHALE_KV_CACHE_TYPE", "f16,f16,f16", "keys and of values"),

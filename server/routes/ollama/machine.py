@@ -17,7 +17,7 @@ from server.schemas.plan import PlanRequest
 
 router = APIRouter()
 
-LOADED_NOTE = "the model is loaded now; this is a plan for what is free beside it"
+LOADED_NOTE = "the model is loaded now; this is a plan for loading it anew"
 
 
 @router.get("/api/devices")
@@ -34,13 +34,15 @@ async def plan(request: Request) -> Response:
     body = await read_request(request, PlanRequest)
     entry = await service.find(body.model)
     options = LoadOptions(**body.loading)
-    machine = hypothetical_machine(
-        body.devices, body.system_memory, await watched(request, service.scheduler.machine())
-    )
-    found = await watched(request, service.scheduler.plan(model_file(entry), options, machine))
-    answer = plan_answer(entry.name, options, found)
-    is_loaded = any(each.model.path == entry.path for each in service.scheduler.running())
-    if is_loaded and body.devices is None:
+    scheduler = service.scheduler
+    machine = None
+    if body.devices is not None or body.system_memory is not None:
+        real = await watched(request, scheduler.machine())
+        machine = hypothetical_machine(body.devices, body.system_memory, real)
+    found = await watched(request, scheduler.plan(model_file(entry), options, machine))
+    loaded = {each.model.path: each.model.name for each in scheduler.residents()}
+    answer = plan_answer(entry.name, options, found, loaded)
+    if machine is None and entry.path in loaded:
         answer["notes"].append(LOADED_NOTE)
     return json_response(answer)
 
