@@ -32,31 +32,23 @@ struct CellKeys<V, CacheType::f32> {
   V get(int) const { return quads; }
 };
 
-template <class V>
-struct CellKeys<V, CacheType::f16> {
+// Keys of two bytes; Rows is their CacheRows.
+template <class V, class Rows>
+struct WordKeys {
   static constexpr int kStep = 16, kStepsBetween = 1, kVectors = V::kTileVectors;
   typename V::Words words[4];
-  SHALE_INLINE static CellKeys load(const uint8_t* const* rows, int64_t head, int64_t d) {
+  SHALE_INLINE static WordKeys load(const uint8_t* const* rows, int64_t head, int64_t d) {
     const int64_t at = head + 2 * d;
-    CellKeys keys;
+    WordKeys keys;
     V::join_words(rows[0] + at, rows[4] + at, rows[8] + at, rows[12] + at, keys.words);
     return keys;
   }
-  V get(int s) const { return V::from_halves(words[s]); }
+  V get(int s) const { return Rows::widened(words[s]); }
 };
-
 template <class V>
-struct CellKeys<V, CacheType::bf16> {
-  static constexpr int kStep = 16, kStepsBetween = 1, kVectors = V::kTileVectors;
-  typename V::Words words[4];
-  SHALE_INLINE static CellKeys load(const uint8_t* const* rows, int64_t head, int64_t d) {
-    const int64_t at = head + 2 * d;
-    CellKeys keys;
-    V::join_words(rows[0] + at, rows[4] + at, rows[8] + at, rows[12] + at, keys.words);
-    return keys;
-  }
-  V get(int s) const { return V::from_bfloats(words[s]); }
-};
+struct CellKeys<V, CacheType::f16> : WordKeys<V, CacheRows<V, CacheType::f16>> {};
+template <class V>
+struct CellKeys<V, CacheType::bf16> : WordKeys<V, CacheRows<V, CacheType::bf16>> {};
 
 // Quantized keys, a block of each position at a time; Rows is their CacheRows.
 template <class V, class Rows>
@@ -71,8 +63,8 @@ struct CodedKeys {
       keys.low[i] = Rows::template codes<0>(rows[4 * i] + at);
       keys.high[i] = Rows::template codes<16>(rows[4 * i] + at);
     }
-    V::transpose_codes(keys.low);
-    V::transpose_codes(keys.high);
+    V::Codes::transpose(keys.low);
+    V::Codes::transpose(keys.high);
     keys.scale = V::join_halves(rows[0] + at, rows[4] + at, rows[8] + at, rows[12] + at);
     return keys;
   }

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cache_types.h"
+#include "float_formats.h"
 
 namespace shale {
 
@@ -31,49 +32,35 @@ struct CacheRows<V, CacheType::f32> {
   static const float* at(const uint8_t* row) { return reinterpret_cast<const float*>(row); }
 };
 
-template <class V>
-struct CacheRows<V, CacheType::f16> {
-  static V load(const uint8_t* row, int64_t i) { return V::load(at(row) + i); }
-  static V load_first(const uint8_t* row, int64_t i, int n) { return V::load_first(at(row) + i, n); }
+// Rows of words of two bytes; Rows is their CacheRows, which widens and narrows sixteen.
+template <class V, class Rows>
+struct WordRows {
+  static V load(const uint8_t* row, int64_t i) { return Rows::widened(V::words(row + 2 * i)); }
+  static V load_first(const uint8_t* row, int64_t i, int n) { return Rows::widened(V::words_first(row + 2 * i, n)); }
   static void store(const float* x, uint8_t* row, int64_t n) {
-    auto* to = reinterpret_cast<uint16_t*>(row);
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) V::load(x + i).store(to + i);
-    if (i < n) V::load_first(x + i, static_cast<int>(n - i)).store_first(to + i, static_cast<int>(n - i));
-  }
-
- private:
-  static const uint16_t* at(const uint8_t* row) { return reinterpret_cast<const uint16_t*>(row); }
-};
-
-template <class V>
-struct CacheRows<V, CacheType::bf16> {
-  static V load(const uint8_t* row, int64_t i) { return V::from_bfloats(V::words(at(row) + i)); }
-  static V load_first(const uint8_t* row, int64_t i, int n) {
-    uint16_t lanes[16] = {};
-    std::memcpy(lanes, at(row) + i, sizeof(uint16_t) * static_cast<std::size_t>(n));
-    return V::from_bfloats(V::words(lanes));
-  }
-  static void store(const float* x, uint8_t* row, int64_t n) {
-    auto* to = reinterpret_cast<uint16_t*>(row);
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) V::load(x + i).store_bfloat(to + i);
+    for (; i + 16 <= n; i += 16) Rows::store_narrowed(V::load(x + i), row + 2 * i);
     if (i == n) return;
-    uint16_t lanes[16];
-    V::load_first(x + i, static_cast<int>(n - i)).store_bfloat(lanes);
-    std::memcpy(to + i, lanes, sizeof(uint16_t) * static_cast<std::size_t>(n - i));
+    uint8_t words[32];
+    Rows::store_narrowed(V::load_first(x + i, static_cast<int>(n - i)), words);
+    std::memcpy(row + 2 * i, words, 2 * static_cast<std::size_t>(n - i));
   }
-
- private:
-  static const uint16_t* at(const uint8_t* row) { return reinterpret_cast<const uint16_t*>(row); }
+};
+template <class V>
+struct CacheRows<V, CacheType::f16> : WordRows<V, CacheRows<V, CacheType::f16>> {
+  static V widened(const typename V::Words& words) { return V::from_halves(words); }
+  static void store_narrowed(V x, uint8_t* to) { x.store_halves(to); }
+};
+template <class V>
+struct CacheRows<V, CacheType::bf16> : WordRows<V, CacheRows<V, CacheType::bf16>> {
+  static V widened(const typename V::Words& words) { return V::from_bfloats(words); }
+  static void store_narrowed(V x, uint8_t* to) { x.store_bfloats(to); }
 };
 
 // Blocks with a half as their scale.
 template <class V>
 inline V scale_of_block(const uint8_t* block) {
-  uint16_t half;
-  std::memcpy(&half, block, sizeof half);
-  return V::set_half(half);
+  return V::set_half(load_u16(block));
 }
 template <class V, class Rows>
 inline V load_from_block(const uint8_t* row, int64_t i) {
@@ -83,7 +70,8 @@ inline V load_from_block(const uint8_t* row, int64_t i) {
 }
 template <class V>
 inline void store_scale(float scale, uint8_t* block) {
-  V::set(scale).store_first(reinterpret_cast<uint16_t*>(block), 1);
+  const uint16_t half = V::half(scale);
+  std::memcpy(block, &half, sizeof half);
 }
 template <class V>
 inline float inverse_scale(float scale) {
@@ -97,7 +85,7 @@ struct CacheRows<V, CacheType::q8_0> {
   static constexpr int64_t kBlockBytes = 34;
   template <int i>
   static typename V::Codes codes(const uint8_t* block) {
-    return V::codes(block + 2 + i);
+    return V::Codes::load(block + 2 + i);
   }
   static V load(const uint8_t* row, int64_t i) { return load_from_block<V, CacheRows>(row, i); }
   static V load_first(const uint8_t* row, int64_t i, int) { return load(row, i); }
@@ -118,7 +106,7 @@ struct CacheRows<V, CacheType::q4_0> {
   static constexpr int64_t kBlockBytes = 18;
   template <int i>
   static typename V::Codes codes(const uint8_t* block) {
-    return i == 0 ? V::low_nibbles(block + 2) : V::high_nibbles(block + 2);
+    return i == 0 ? V::Codes::low_nibbles(block + 2) : V::Codes::high_nibbles(block + 2);
   }
   static V load(const uint8_t* row, int64_t i) { return load_from_block<V, CacheRows>(row, i); }
   static V load_first(const uint8_t* row, int64_t i, int) { return load(row, i); }

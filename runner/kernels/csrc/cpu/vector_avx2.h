@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "float_formats.h"
+#include "vector_codes.h"
+
 namespace shale::avx2 {
 
 struct F32x16 {
@@ -38,29 +41,16 @@ struct F32x16 {
     store(lanes);
     std::memcpy(p, lanes, sizeof(float) * (unsigned)n);
   }
-  static F32x16 load(const uint16_t* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
-            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
-  }
-  static F32x16 load_first(const uint16_t* p, int n) {
-    alignas(32) uint16_t lanes[16] = {};
-    std::memcpy(lanes, p, sizeof(uint16_t) * (unsigned)n);
-    return load(lanes);
-  }
-  void store(uint16_t* p) const {
-    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    _mm_storeu_si128((__m128i*)p + 1, _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-  void store_first(uint16_t* p, int n) const {
-    alignas(32) uint16_t lanes[16];
-    store(lanes);
-    std::memcpy(p, lanes, sizeof(uint16_t) * (unsigned)n);
-  }
   static F32x16 set_half(uint16_t half) {
     const __m256 all = _mm256_cvtph_ps(_mm_set1_epi16((short)half));
     return {all, all};
   }
-  void store_bfloat(uint16_t* p) const {
+  static uint16_t half(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  void store_halves(uint8_t* p) const {
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i*)p + 1, _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  void store_bfloats(uint8_t* p) const {
     const __m256i words = _mm256_packus_epi32(bfloat_words(a), bfloat_words(b));
     _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(words, 0xd8));
   }
@@ -139,14 +129,17 @@ struct F32x16 {
   };
   static void join_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3, Words (&out)[4]) {
     for (int half = 0; half < 2; ++half) {
-      const __m128i w0 = bytes(p0 + 16 * half), w1 = bytes(p1 + 16 * half);
-      const __m128i w2 = bytes(p2 + 16 * half), w3 = bytes(p3 + 16 * half);
+      const __m128i w0 = words8(p0 + 16 * half), w1 = words8(p1 + 16 * half);
+      const __m128i w2 = words8(p2 + 16 * half), w3 = words8(p3 + 16 * half);
       out[2 * half] = {_mm_unpacklo_epi64(w0, w1), _mm_unpacklo_epi64(w2, w3)};
       out[2 * half + 1] = {_mm_unpackhi_epi64(w0, w1), _mm_unpackhi_epi64(w2, w3)};
     }
   }
-  static Words words(const uint16_t* p) {
-    return {_mm_loadu_si128((const __m128i*)p), _mm_loadu_si128((const __m128i*)p + 1)};
+  static Words words(const uint8_t* p) { return {words8(p), words8(p + 16)}; }
+  static Words words_first(const uint8_t* p, int n) {
+    alignas(32) uint8_t lanes[32] = {};
+    std::memcpy(lanes, p, sizeof(uint16_t) * (unsigned)n);
+    return words(lanes);
   }
   static F32x16 from_halves(Words words) { return {_mm256_cvtph_ps(words.a), _mm256_cvtph_ps(words.b)}; }
   static F32x16 from_bfloats(Words words) { return {float_from_bfloat(words.a), float_from_bfloat(words.b)}; }
@@ -156,31 +149,16 @@ struct F32x16 {
             _mm256_set_m128(_mm_permute_ps(high, 0x55), _mm_permute_ps(high, 0x00))};
   }
 
-  using Codes = __m128i;
-  static Codes codes(const uint8_t* p) { return bytes(p); }
-  static Codes low_nibbles(const uint8_t* p) { return nibbles(bytes(p)); }
-  static Codes high_nibbles(const uint8_t* p) { return nibbles(_mm_srli_epi16(bytes(p), 4)); }
+  using Codes = RegisterCodes<F32x16>;
   static F32x16 from_codes(Codes codes) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(codes, codes)))};
-  }
-  static void transpose_codes(Codes (&rows)[4]) {
-    const __m128i low01 = _mm_unpacklo_epi32(rows[0], rows[1]), high01 = _mm_unpackhi_epi32(rows[0], rows[1]);
-    const __m128i low23 = _mm_unpacklo_epi32(rows[2], rows[3]), high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
-    rows[0] = _mm_unpacklo_epi64(low01, low23);
-    rows[1] = _mm_unpackhi_epi64(low01, low23);
-    rows[2] = _mm_unpacklo_epi64(high01, high23);
-    rows[3] = _mm_unpackhi_epi64(high01, high23);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes.v)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(codes.v, codes.v)))};
   }
 
  private:
-  static __m128i bytes(const uint8_t* p) { return _mm_loadu_si128((const __m128i*)p); }
-  static __m128i nibbles(__m128i v) { return _mm_sub_epi8(_mm_and_si128(v, _mm_set1_epi8(15)), _mm_set1_epi8(8)); }
+  static __m128i words8(const uint8_t* p) { return _mm_loadu_si128((const __m128i*)p); }
   static __m128i two_words(const uint8_t* p0, const uint8_t* p1) {
-    uint16_t w0, w1;
-    std::memcpy(&w0, p0, 2);
-    std::memcpy(&w1, p1, 2);
-    return _mm_insert_epi16(_mm_cvtsi32_si128(w0), w1, 1);
+    return _mm_insert_epi16(_mm_cvtsi32_si128(load_u16(p0)), load_u16(p1), 1);
   }
   static __m256 float_from_bfloat(__m128i words) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));

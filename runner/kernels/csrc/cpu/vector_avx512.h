@@ -4,7 +4,9 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstring>
+
+#include "float_formats.h"
+#include "vector_codes.h"
 
 namespace shale::avx512 {
 
@@ -23,14 +25,12 @@ struct F32x16 {
   static F32x16 load_first(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store_first(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
-  static F32x16 load(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
-  static F32x16 load_first(const uint16_t* p, int n) {
-    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
-  }
-  void store(uint16_t* p) const { _mm256_storeu_si256((__m256i*)p, half()); }
-  void store_first(uint16_t* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), half()); }
   static F32x16 set_half(uint16_t half) { return {_mm512_cvtph_ps(_mm256_set1_epi16((short)half))}; }
-  void store_bfloat(uint16_t* p) const {
+  static uint16_t half(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  void store_halves(uint8_t* p) const {
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  void store_bfloats(uint8_t* p) const {
     const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
     const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
     const __m512i rounded =
@@ -84,8 +84,7 @@ struct F32x16 {
 
   using Words = __m256i;
   static void join_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3, Words (&out)[4]) {
-    const __m256i w0 = words((const uint16_t*)p0), w1 = words((const uint16_t*)p1);
-    const __m256i w2 = words((const uint16_t*)p2), w3 = words((const uint16_t*)p3);
+    const __m256i w0 = words(p0), w1 = words(p1), w2 = words(p2), w3 = words(p3);
     const __m256i even01 = _mm256_unpacklo_epi64(w0, w1), odd01 = _mm256_unpackhi_epi64(w0, w1);
     const __m256i even23 = _mm256_unpacklo_epi64(w2, w3), odd23 = _mm256_unpackhi_epi64(w2, w3);
     out[0] = _mm256_permute2x128_si256(even01, even23, 0x20);
@@ -93,7 +92,8 @@ struct F32x16 {
     out[2] = _mm256_permute2x128_si256(even01, even23, 0x31);
     out[3] = _mm256_permute2x128_si256(odd01, odd23, 0x31);
   }
-  static Words words(const uint16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+  static Words words(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+  static Words words_first(const uint8_t* p, int n) { return _mm256_maskz_loadu_epi16(first(n), p); }
   static F32x16 from_halves(Words words) { return {_mm512_cvtph_ps(words)}; }
   static F32x16 from_bfloats(Words words) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))};
@@ -104,19 +104,8 @@ struct F32x16 {
     return {_mm512_permutexvar_ps(quarters, _mm512_castps128_ps512(four))};
   }
 
-  using Codes = __m128i;
-  static Codes codes(const uint8_t* p) { return bytes(p); }
-  static Codes low_nibbles(const uint8_t* p) { return nibbles(bytes(p)); }
-  static Codes high_nibbles(const uint8_t* p) { return nibbles(_mm_srli_epi16(bytes(p), 4)); }
-  static F32x16 from_codes(Codes codes) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))}; }
-  static void transpose_codes(Codes (&rows)[4]) {
-    const __m128i low01 = _mm_unpacklo_epi32(rows[0], rows[1]), high01 = _mm_unpackhi_epi32(rows[0], rows[1]);
-    const __m128i low23 = _mm_unpacklo_epi32(rows[2], rows[3]), high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
-    rows[0] = _mm_unpacklo_epi64(low01, low23);
-    rows[1] = _mm_unpackhi_epi64(low01, low23);
-    rows[2] = _mm_unpacklo_epi64(high01, high23);
-    rows[3] = _mm_unpackhi_epi64(high01, high23);
-  }
+  using Codes = RegisterCodes<F32x16>;
+  static F32x16 from_codes(Codes codes) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes.v))}; }
 
   // sums[0..15] += lanes 0..15, in double.
   void add_to(double* sums) const {
@@ -126,25 +115,17 @@ struct F32x16 {
   }
 
  private:
-  static uint16_t word(const uint8_t* p) {
-    uint16_t r;
-    std::memcpy(&r, p, 2);
-    return r;
-  }
-  static __m128i bytes(const uint8_t* p) { return _mm_loadu_si128((const __m128i*)p); }
-  static __m128i nibbles(__m128i v) { return _mm_sub_epi8(_mm_and_si128(v, _mm_set1_epi8(15)), _mm_set1_epi8(8)); }
   static __m128i four_words(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
-    __m128i words = _mm_cvtsi32_si128(word(p0));
-    words = _mm_insert_epi16(words, word(p1), 1);
-    words = _mm_insert_epi16(words, word(p2), 2);
-    return _mm_insert_epi16(words, word(p3), 3);
+    __m128i words = _mm_cvtsi32_si128(load_u16(p0));
+    words = _mm_insert_epi16(words, load_u16(p1), 1);
+    words = _mm_insert_epi16(words, load_u16(p2), 2);
+    return _mm_insert_epi16(words, load_u16(p3), 3);
   }
   // In each quarter a0 + a1, a2 + a3, b0 + b1, b2 + b3.
   static F32x16 add_pairs(F32x16 a, F32x16 b) {
     return {_mm512_add_ps(_mm512_shuffle_ps(a.v, b.v, 0x88), _mm512_shuffle_ps(a.v, b.v, 0xdd))};
   }
   static __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
-  __m256i half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
 
 }  // namespace shale::avx512

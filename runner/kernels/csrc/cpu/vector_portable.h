@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "float_formats.h"
+
 namespace shale::portable {
 
 // IEEE half to float and back (to nearest, ties to even), on integers.
@@ -45,13 +47,6 @@ inline uint16_t half_from_float(float value) {
   return (uint16_t)(sign | ((bits - 0x38000000) >> 13));
 }
 
-inline float float_from_bfloat(uint16_t word) {
-  const uint32_t bits = (uint32_t)word << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
 inline uint16_t bfloat_from_float(float value) {  // to nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -83,7 +78,7 @@ struct F32x16 {
     return each([](int i) { return (float)i; });
   }
 
-  // The forms with `first` touch n < 16 values only; lanes that were not loaded are zero. uint16_t holds IEEE halves.
+  // The forms with `first` touch n < 16 values only; lanes that were not loaded are zero.
   static F32x16 load(const float* p) {
     return each([&](int i) { return p[i]; });
   }
@@ -92,20 +87,11 @@ struct F32x16 {
   }
   void store(float* p) const { std::memcpy(p, v, sizeof v); }
   void store_first(float* p, int n) const { std::memcpy(p, v, sizeof(float) * (unsigned)n); }
-  static F32x16 load(const uint16_t* p) {
-    return each([&](int i) { return float_from_half(p[i]); });
-  }
-  static F32x16 load_first(const uint16_t* p, int n) {
-    return each([&](int i) { return i < n ? float_from_half(p[i]) : 0.0f; });
-  }
-  void store(uint16_t* p) const { store_first(p, 16); }
-  void store_first(uint16_t* p, int n) const {
-    for (int i = 0; i < n; ++i) p[i] = half_from_float(v[i]);
-  }
+  // A half is an IEEE half, a bfloat the upper half of a float.
   static F32x16 set_half(uint16_t half) { return set(float_from_half(half)); }
-  void store_bfloat(uint16_t* p) const {
-    for (int i = 0; i < 16; ++i) p[i] = bfloat_from_float(v[i]);
-  }
+  static uint16_t half(float x) { return half_from_float(x); }
+  void store_halves(uint8_t* p) const { store_words(half_from_float, p); }
+  void store_bfloats(uint8_t* p) const { store_words(bfloat_from_float, p); }
   // Rounded to nearest, in one byte each; NaN becomes -128.
   void store_codes(int8_t* p) const {
     const F32x16 whole = round(*this);
@@ -215,23 +201,28 @@ struct F32x16 {
       for (int j = 0; j < 4; ++j) std::memcpy(out[j].v + 4 * i, from[i] + 8 * j, 8);
     }
   }
-  static Words words(const uint16_t* p) {
+  static Words words(const uint8_t* p) {
     Words r;
-    std::memcpy(r.v, p, sizeof r.v);
+    for (int i = 0; i < 16; ++i) r.v[i] = load_u16(p + 2 * i);
     return r;
   }
-  static F32x16 from_halves(const Words& words) { return load(words.v); }
+  static Words words_first(const uint8_t* p, int n) {
+    Words r = {};
+    std::memcpy(r.v, p, sizeof(uint16_t) * (unsigned)n);
+    return r;
+  }
+  static F32x16 from_halves(const Words& words) {
+    return each([&](int i) { return float_from_half(words.v[i]); });
+  }
   static F32x16 from_bfloats(const Words& words) {
-    return each([&](int i) { return float_from_bfloat(words.v[i]); });
+    return each([&](int i) { return bf16_to_float(words.v[i]); });
   }
   // The half at each pointer, in a quarter each.
   static F32x16 join_halves(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3) {
     const uint8_t* from[4] = {p0, p1, p2, p3};
     F32x16 r;
     for (int i = 0; i < 4; ++i) {
-      uint16_t half;
-      std::memcpy(&half, from[i], 2);
-      for (int j = 0; j < 4; ++j) r.v[4 * i + j] = float_from_half(half);
+      for (int j = 0; j < 4; ++j) r.v[4 * i + j] = float_from_half(load_u16(from[i]));
     }
     return r;
   }
@@ -239,35 +230,43 @@ struct F32x16 {
   // Codes: sixteen whole numbers of one byte. Nibbles are those of 16 bytes, less 8.
   struct Codes {
     int8_t v[16];
+
+    static Codes load(const uint8_t* p) {
+      Codes r;
+      std::memcpy(r.v, p, sizeof r.v);
+      return r;
+    }
+    static Codes low_nibbles(const uint8_t* p) {
+      Codes r;
+      for (int i = 0; i < 16; ++i) r.v[i] = (int8_t)((p[i] & 15) - 8);
+      return r;
+    }
+    static Codes high_nibbles(const uint8_t* p) {
+      Codes r;
+      for (int i = 0; i < 16; ++i) r.v[i] = (int8_t)((p[i] >> 4) - 8);
+      return r;
+    }
+    // Codes 4 j ... 4 j + 3 of row i become codes 4 i ... 4 i + 3 of row j.
+    static void transpose(Codes (&rows)[4]) {
+      Codes r[4];
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) std::memcpy(r[j].v + 4 * i, rows[i].v + 4 * j, 4);
+      }
+      std::memcpy(rows, r, sizeof r);
+    }
   };
-  static Codes codes(const uint8_t* p) {
-    Codes r;
-    std::memcpy(r.v, p, sizeof r.v);
-    return r;
-  }
-  static Codes low_nibbles(const uint8_t* p) {
-    Codes r;
-    for (int i = 0; i < 16; ++i) r.v[i] = (int8_t)((p[i] & 15) - 8);
-    return r;
-  }
-  static Codes high_nibbles(const uint8_t* p) {
-    Codes r;
-    for (int i = 0; i < 16; ++i) r.v[i] = (int8_t)((p[i] >> 4) - 8);
-    return r;
-  }
   static F32x16 from_codes(const Codes& codes) {
     return each([&](int i) { return (float)codes.v[i]; });
   }
-  // Codes 4 j ... 4 j + 3 of row i become codes 4 i ... 4 i + 3 of row j.
-  static void transpose_codes(Codes (&rows)[4]) {
-    Codes r[4];
-    for (int i = 0; i < 4; ++i) {
-      for (int j = 0; j < 4; ++j) std::memcpy(r[j].v + 4 * i, rows[i].v + 4 * j, 4);
-    }
-    std::memcpy(rows, r, sizeof r);
-  }
 
  private:
+  template <class F>
+  void store_words(F&& narrow, uint8_t* p) const {
+    for (int i = 0; i < 16; ++i) {
+      const uint16_t word = narrow(v[i]);
+      std::memcpy(p + 2 * i, &word, sizeof word);
+    }
+  }
   template <class F>
   float fold(F&& f) const {
     float t[16];
