@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runner.engine.embedding import EmbeddingInput
 from runner.kernels import Kernels, select
 from runner.kernels.dequantize import dequantize
 from runner.load import LoadedModel, Loader
@@ -151,7 +152,9 @@ def embedding_row(root: Path, case: dict[str, Any], kernels: Kernels, level: str
     for ids, wanted in zip(case["ids"], reference, strict=True):
         sequence = model.cache.open()
         assert sequence is not None
-        got = model.transformer.embed(Batch.of([(sequence, ids, "none")]))[0].astype(np.float64)
+        pooled = EmbeddingInput(ids)
+        pooled.advance(model.transformer.embed(Batch.of([(sequence, ids, "none")]))[0], model.spec.pooling or "mean")
+        got = pooled.vector(model.spec.pooling or "mean")
         model.cache.close(sequence)
         cosines.append(got @ wanted / np.linalg.norm(got) / np.linalg.norm(wanted))
     least, allowed = min(cosines), case["tolerance"][level]["cos"]

@@ -19,28 +19,39 @@ if TYPE_CHECKING:
     from runner.sequence import Sequence as CacheSequence
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
+
+BLOCK_ROWS = 128
+"""Rows that are made doubles at a time: so little memory is needed beside the workspace."""
 
 
-def _mean(so_far: Doubles | None, part: Doubles, num_tokens: int, num_new: int) -> Doubles:
-    return part if so_far is None else so_far + (part - so_far) * (num_new / num_tokens)
+def _sum(so_far: Doubles | None, rows: Floats) -> Doubles:
+    """Row by row in the order of positions, so that it is the same sum however the rows come in parts."""
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS].astype(np.float64)
+        if so_far is not None:
+            block[0] += so_far
+        so_far = np.add.reduce(block, axis=0)
+    assert so_far is not None, "there is a row"
+    return so_far
 
 
-JOINS: dict[str, Callable[[Doubles | None, Doubles, int, int], Doubles]] = {
-    "mean": _mean,
-    "cls": lambda so_far, part, _tokens, _new: part if so_far is None else so_far,
-    "last": lambda _so_far, part, _tokens, _new: part,
+FOLDS: dict[str, Callable[[Doubles | None, Floats], Doubles]] = {
+    "mean": _sum,
+    "cls": lambda so_far, rows: rows[0].astype(np.float64) if so_far is None else so_far,
+    "last": lambda _, rows: rows[-1].astype(np.float64),
 }
-"""Pooling of a text's first ``num_tokens`` tokens from the pooling so far and that of the last ``num_new`` ones."""
+"""What pooling keeps of a text's hidden states, from what it has kept so far and the rows of the next tokens."""
 
 
 @dataclass(slots=True, eq=False)
 class EmbeddingInput:
-    """One input: how much of it is evaluated, and what that part pools to."""
+    """One input: how much of it is evaluated, and what pooling keeps of that."""
 
     tokens: Sequence[int]
     sequence: CacheSequence | None = None
     num_evaluated: int = 0
-    vector: Doubles | None = None
+    folded: Doubles | None = None
 
     @property
     def num_left(self) -> int:
@@ -54,10 +65,15 @@ class EmbeddingInput:
     def next_tokens(self, count: int) -> Sequence[int]:
         return self.tokens[self.num_evaluated : self.num_evaluated + count]
 
-    def advance(self, part: NDArray[np.float32], count: int, pooling: str) -> None:
-        """A forward pass gave ``part`` (embedding_length,), pooled over the next ``count`` tokens."""
-        self.num_evaluated += count
-        self.vector = JOINS[pooling](self.vector, part.astype(np.float64), self.num_evaluated, count)
+    def advance(self, rows: Floats, pooling: str) -> None:
+        """A forward pass gave the hidden states of the next tokens, (tokens, embedding_length). They are not kept."""
+        self.num_evaluated += len(rows)
+        self.folded = FOLDS[pooling](self.folded, rows)
+
+    def vector(self, pooling: str) -> Doubles:
+        """What the whole input pools to. Shape (embedding_length,)."""
+        assert self.folded is not None, "it was evaluated"
+        return self.folded / len(self.tokens) if pooling == "mean" else self.folded
 
 
 class EmbeddingJob:
@@ -67,7 +83,8 @@ class EmbeddingJob:
         """Tokenizes all inputs, so call it where that may take time. Raises RequestError."""
         if model.spec.pooling is None:
             raise RequestError("this model does not support embeddings", status=501)
-        limit = min(model.request.num_ctx, model.spec.context_length)
+        num_ctx = model.request.num_ctx
+        limit = min(request.num_ctx or num_ctx, num_ctx, model.spec.context_length)
         self.receive = receive
         self.is_cancelled = False
         self.pooling: str = model.spec.pooling
@@ -76,11 +93,24 @@ class EmbeddingJob:
             for index, given in enumerate(request.inputs)
         ]
         self.pending = deque(self.inputs)
+        self.num_left = sum(len(each.tokens) for each in self.inputs)
         self._normalize = request.normalize
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether an input of it is under way: inputs begin in their order."""
+        return bool(self.pending) and self.pending[0].sequence is not None
+
+    def advance(self, each: EmbeddingInput, rows: Floats) -> None:
+        """A forward pass gave the hidden states of an input's next tokens. An input that is done pends no longer."""
+        each.advance(rows, self.pooling)
+        self.num_left -= len(rows)
+        if not each.num_left:
+            self.pending.remove(each)
 
     def result(self) -> Line:
         """``embeddings`` (inputs, embedding_length) float32 and the number of tokens per input; or the error."""
-        vectors = np.array([each.vector for each in self.inputs], np.float64)
+        vectors = np.array([each.vector(self.pooling) for each in self.inputs], np.float64)
         if not np.isfinite(vectors).all():
             return {"error": "embedding contains NaN or Inf values"}
         if self._normalize and vectors.size:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runner.cache.kv_cache import CacheFullError
+from runner.engine.batching import fair_shares
 from runner.engine.embedding import EmbeddingInput, EmbeddingJob
+from runner.engine.stats import EngineStats
 from runner.engine.work import Line, Tell, cancelled, sentence
 from runner.sequence import Batch, Sequence
 
@@ -21,26 +24,38 @@ Run = tuple[EmbeddingJob, EmbeddingInput, int]
 
 
 class EmbeddingLane:
-    """Embedding jobs in the order of their arrival; a forward pass takes inputs of several jobs together.
+    """Embedding jobs; every forward pass takes inputs of all of them, in equal shares as far as that goes.
 
-    A bidirectional model needs each input whole, but no cells. A causal one takes long inputs in chunks.
+    A bidirectional model needs each input whole, but no cells. A causal one takes long inputs in chunks. A job that got
+    less than its share has its turn sooner in the next step, so that a small one never waits for a large one to end.
     """
 
-    def __init__(self, model: LoadedModel, tell: Tell) -> None:
+    def __init__(
+        self, model: LoadedModel, tell: Tell, stats: EngineStats, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.num_active = 0
+        """Inputs with a sequence; of a bidirectional model those in the batch."""
+        self.num_waiting = 0
+        """Inputs without one that are not done."""
         self._model = model
         self._tell = tell
+        self._stats = stats
+        self._clock = clock
         self._max_tokens = model.transformer.max_tokens
         self._is_whole = not model.spec.is_causal
-        self._jobs: deque[EmbeddingJob] = deque()
+        self._jobs: dict[EmbeddingJob, int] = {}  # in the order of their turns, each with the number of its arrival
+        self._num_arrived = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def take(self, job: EmbeddingJob) -> None:
-        self._jobs.append(job)
+        self._jobs[job] = self._num_arrived
+        self._num_arrived += 1
+        self.num_waiting += len(job.pending)
 
     def drop_cancelled(self) -> None:
-        for job in cancelled(self._jobs):
+        for job in cancelled(list(self._jobs)):
             self._leave(job)
 
     def end_all(self, reason: str) -> None:
@@ -50,32 +65,61 @@ class EmbeddingLane:
     def step(self, max_tokens: int) -> None:
         """One forward pass. Where inputs can be cut into chunks, it takes at most ``max_tokens``."""
         runs = self._plan(self._max_tokens if self._is_whole else min(max_tokens, self._max_tokens))
-        jobs = list(dict.fromkeys(job for job, _, _ in runs))
+        jobs = dict.fromkeys(job for job, _, _ in runs)
         try:
             self._forward(runs)
         except CacheFullError as error:
-            self._end(jobs[-1], {"error": sentence(error)})
-            return
+            self._end(max(jobs, key=self._jobs.__getitem__), {"error": sentence(error)})
         except Exception as error:  # whatever the model raises ends the requests of this batch, not the process
             LOG.exception("error: a forward pass of %d inputs failed", len(runs))
             for job in jobs:
                 self._end(job, {"error": sentence(error)})
-            return
-        for job in list(self._jobs):
-            if job.pending:
-                break
+        for job in [job for job in self._jobs if not job.pending]:
             self._end(job, job.result())
 
     def _plan(self, room: int) -> list[Run]:
-        runs: list[Run] = []
-        for job in self._jobs:
-            for each in job.pending:
-                count = min(room, each.num_left)
-                if not count or (self._is_whole and count < each.num_left) or not self._open(each):
-                    return runs
-                runs.append((job, each, count))
+        """Each job's share of the room, and of what is left then as much as fits: passes are full where they can be."""
+        runs: dict[EmbeddingInput, Run] = {}
+        jobs = self._candidates(room)
+        shares = fair_shares(room, [job.num_left for job in jobs])
+        taken = dict.fromkeys(self._jobs, 0.0)  # of each job's share
+        for is_shared in (True, False):
+            for job, share in zip(jobs, shares, strict=True):
+                count = self._add(runs, job, share if is_shared else room, room)
+                taken[job] += count / max(1, share)
                 room -= count
-        return runs
+        turns = sorted(self._jobs, key=lambda job: min(1.0, taken[job]))
+        self._jobs = {job: self._jobs[job] for job in turns}
+        return list(runs.values())
+
+    def _candidates(self, room: int) -> list[EmbeddingJob]:
+        """Those of whom something can be computed now: they have a sequence, or one is left for them."""
+        cache = self._model.cache
+        num_new = room if self._is_whole else cache.num_parallel - cache.num_open
+        jobs = []
+        for job in self._jobs:
+            if job.has_sequence:
+                jobs.append(job)
+            elif num_new > 0:
+                jobs.append(job)
+                num_new -= 1
+        return jobs
+
+    def _add(self, runs: dict[EmbeddingInput, Run], job: EmbeddingJob, wanted: int, room: int) -> int:
+        """Adds a job's next tokens to the runs, ``wanted`` of them or up to the end of an input; returns how many."""
+        num_added = 0
+        for each in job.pending:
+            if num_added >= wanted:
+                break
+            num_before = runs[each][2] if each in runs else 0
+            count = each.num_left - num_before
+            if not self._is_whole:
+                count = min(count, wanted - num_added)
+            if count > room - num_added or not self._open(each):
+                break
+            runs[each] = (job, each, num_before + count)
+            num_added += count
+        return num_added
 
     def _forward(self, runs: list[Run]) -> None:
         if not runs:
@@ -84,30 +128,40 @@ class EmbeddingLane:
         if not self._is_whole:
             cache.place([(each.opened, count) for _, each, count in runs])
         batch = Batch.of((each.opened, each.next_tokens(count), "none") for _, each, count in runs)
-        parts = self._model.transformer.embed(batch)
-        for (job, each, count), part in zip(runs, parts, strict=True):
+        started = self._clock()
+        hidden = self._model.transformer.embed(batch)
+        self._stats.stepped(len(runs), batch.num_tokens, self._clock() - started)
+        for (job, each, count), rows in zip(runs, hidden, strict=True):
             if not self._is_whole:
                 cache.advance(each.opened, each.next_tokens(count))
-            each.advance(part, count, job.pooling)
+            job.advance(each, rows)
             if not each.num_left:
-                job.pending.popleft()
                 self._close(each)
 
     def _open(self, each: EmbeddingInput) -> bool:
         if each.sequence is None:
             each.sequence = Sequence() if self._is_whole else self._model.cache.open()
-        return each.sequence is not None
+            if each.sequence is None:
+                return False
+            self.num_waiting -= 1
+            self.num_active += 1
+        return True
 
     def _close(self, each: EmbeddingInput) -> None:
-        if each.sequence is not None and not self._is_whole:
+        """Nothing more is done for it."""
+        if each.sequence is None:
+            self.num_waiting -= 1
+            return
+        if not self._is_whole:
             self._model.cache.close(each.sequence, keep=False)
         each.sequence = None
+        self.num_active -= 1
 
     def _end(self, job: EmbeddingJob, line: Line) -> None:
         self._tell(job, line)
         self._leave(job)
 
     def _leave(self, job: EmbeddingJob) -> None:
-        self._jobs.remove(job)
+        del self._jobs[job]
         for each in job.pending:
             self._close(each)

@@ -60,7 +60,7 @@ class Engine:
         self._stats = EngineStats()
         self._cache_stats, self._counted_at = model.cache.stats(), time.monotonic()
         self._completions = CompletionLane(model, self._tell, self._stats, clock)
-        self._embeddings = EmbeddingLane(model, self._tell)
+        self._embeddings = EmbeddingLane(model, self._tell, self._stats, clock)
         self._deliveries: Deliveries = []
         self._arrived: deque[Completion | EmbeddingJob] = deque()
         self._budgets: deque[tuple[int, Future[CacheSize]]] = deque()
@@ -130,9 +130,13 @@ class Engine:
 
     def stats(self) -> RunnerStats:
         """Thread-safe: what has been counted so far."""
+        with self._changed:
+            num_arrived = sum(len(work.inputs) if isinstance(work, EmbeddingJob) else 1 for work in self._arrived)
+        # A bidirectional model takes more inputs at a time than it has sequences, and needs none for them.
+        num_active = min(self._completions.num_active + self._embeddings.num_active, self._cache.num_parallel)
         return self._stats.snapshot(
-            num_waiting=len(self._arrived) + self._completions.num_waiting,
-            num_active=self._completions.num_active + len(self._embeddings),
+            num_waiting=num_arrived + self._completions.num_waiting + self._embeddings.num_waiting,
+            num_active=num_active,
             num_parallel=self._cache.num_parallel,
             cache=self._cache_stats,
         )

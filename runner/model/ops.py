@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -62,15 +61,3 @@ def frequencies(spec: RopeSpec, factors: Float32Array | None) -> tuple[npt.NDArr
 def _turning_pair(spec: RopeSpec, turns: float) -> float:
     """Index of the pair that turns ``turns`` times within the original context."""
     return spec.num_dims * math.log(spec.original_context / (turns * 2 * math.pi)) / (2 * math.log(spec.base))
-
-
-def pool(hidden: Float32Array, pooling: str) -> Float32Array:
-    """One vector for one sequence's hidden states (T, E)."""
-    return POOLERS[pooling](hidden)
-
-
-POOLERS: Mapping[str, Callable[[Float32Array], Float32Array]] = {
-    "mean": lambda hidden: hidden.mean(axis=0, dtype=np.float64).astype(np.float32),
-    "cls": lambda hidden: hidden[0],
-    "last": lambda hidden: hidden[-1],
-}

@@ -1,4 +1,4 @@
-"""The forward pass: tokens of a batch to logits, or to one embedding per sequence."""
+"""The forward pass: tokens of a batch to logits, or to the hidden states that embeddings are made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runner.cache.layer import CacheLayer
 from runner.kernels import Kernels
 from runner.model.attention import Attention
 from runner.model.ffn import feed_forward
-from runner.model.ops import RotaryTable, pool
+from runner.model.ops import RotaryTable
 from runner.model.spec import ModelSpec, NormPlacement
 from runner.model.stage import Hidden, Layer, Place, stages
 from runner.model.step import Float32Array, Step, Views, Visibility
@@ -66,13 +66,13 @@ class Transformer:
                 logits *= cap
         return logits
 
-    def embed(self, batch: Batch) -> Float32Array:
-        """One pooled vector per sequence of the batch, not normalized, shape (num_sequences, embedding_length)."""
+    def embed(self, batch: Batch) -> list[Float32Array]:
+        """The hidden states of each segment of the batch, (tokens, embedding_length): views, until the next pass."""
         self._check(batch, batch.outputs.size)
         hidden = self._run(batch, np.arange(batch.num_tokens, dtype=np.int32))
         if self._output_norm is not None:
             self._head.kernels.rms_norm(hidden, self._output_norm, self.spec.norm_epsilon, hidden)
-        return np.stack([pool(hidden[s.start : s.stop], self.spec.pooling or "mean") for s in batch.segments])
+        return [hidden[segment.start : segment.stop] for segment in batch.segments]
 
     def shifted_by(self, distance: int) -> Callable[[CacheLayer, Int32Array], None]:
         """What turns the keys in some cells of a layer to positions that lie ``distance`` later."""

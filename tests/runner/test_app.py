@@ -127,6 +127,17 @@ def test_the_cache_shrinks_and_grows_while_the_model_answers(tiny_models: Callab
         assert process.post("/cache", {"budget_bytes": -1}).status_code == 400
 
 
+@pytest.mark.parametrize(("budget_bytes", "status"), [(2**62, 507), (2**62 + 1, 400), (10**30, 400)])
+def test_a_budget_beyond_all_memory_ends_nobody(runner: RunnerProcess, budget_bytes: int, status: int) -> None:
+    body = {"prompt": "a", "options": {"ignore_eos": True, "num_predict": 100}}
+    with runner.client.stream("POST", "/completion", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        refused = runner.post("/cache", {"budget_bytes": budget_bytes})
+        assert (refused.status_code, list(refused.json())) == (status, ["error"])
+        assert json.loads(list(lines)[-1])["done"]
+
+
 # ---- completion --------------------------------------------------------------------------------
 
 

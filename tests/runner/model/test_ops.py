@@ -1,4 +1,4 @@
-"""Rotary tables and pooling against their definitions."""
+"""Rotary tables against their definition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from runner.model.ops import RotaryTable, frequencies, pool
+from runner.model.ops import RotaryTable, frequencies
 from runner.model.spec import RopeSpec
 
 
@@ -50,8 +50,3 @@ def test_yarn_keeps_fast_pairs_interpolates_slow_ones_and_grows_the_magnitude() 
 def test_positions_far_out_keep_their_precision() -> None:
     table = RotaryTable(spec())(np.array([1_000_003], np.int32))
     assert table[0, 0] == pytest.approx(math.cos(1_000_003), abs=1e-7)
-
-
-@pytest.mark.parametrize(("pooling", "wanted"), [("mean", [2.0, 3.0]), ("cls", [1.0, 2.0]), ("last", [3.0, 4.0])])
-def test_pooling(pooling: str, wanted: list[float]) -> None:
-    assert pool(np.array([[1, 2], [3, 4]], np.float32), pooling).tolist() == wanted

@@ -111,19 +111,20 @@ def test_a_window_really_hides_what_lies_before_it(tiny_models: Callable[..., Pa
     assert not all(model.spec.sliding_layers)
 
 
-def test_embeddings_do_not_depend_on_their_neighbours(tiny_models: Callable[..., Path], fast: Kernels) -> None:
+def test_hidden_states_do_not_depend_on_their_neighbours(tiny_models: Callable[..., Path], fast: Kernels) -> None:
     model = load(tiny_models("bert", "Q8_0"), fast, num_parallel=2)
     inputs = ([1, 5, 9, 2], [1, 7, 7, 30, 41, 2])
 
     def embed(*runs: list[int]) -> np.ndarray:
         sequences = [model.cache.open() for _ in runs]
-        vectors = model.transformer.embed(
+        hidden = model.transformer.embed(
             Batch.of([(s, r, "none") for s, r in zip(sequences, runs, strict=True)])  # type: ignore[misc]
         )
+        assert [len(rows) for rows in hidden] == [len(run) for run in runs]
         for sequence in sequences:
             assert sequence is not None
             model.cache.close(sequence)
-        return vectors
+        return np.concatenate(hidden)
 
     assert embed(*inputs).tobytes() == np.concatenate([embed(i) for i in inputs]).tobytes()
 
