@@ -20,9 +20,8 @@ from runner.engine.engine import Engine
 from runner.kernels import Kernels
 from runner.load import LoadedModel
 from runner.protocol import CompletionRequest, SamplingOptions
-from tests.runner.loading import load
+from tests.runner.engine.same_models import NUM_CTX, SHAPES, QuietAndBusy, deliver, quiet_and_busy
 
-NUM_CTX = 80
 SHARED = tuple(range(20, 70))  # what most prompts begin with
 
 MODELS = {
@@ -32,11 +31,6 @@ MODELS = {
     "gemma3-q8_0": ("gemma3", "Q8_0", {}),
     "mixtral-q8_0-kv_f32": ("mixtral", "Q8_0", {"kv_cache_type": "f32"}),
 }
-SHAPES = (
-    {"num_parallel": 1, "num_batch": 64},
-    {"num_parallel": 3, "num_batch": 7},
-    {"num_parallel": 4, "num_batch": 32},
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class Desk:
 
     def run(self, asked: list[Asked], *, defragment_every: int = 0, cache_prompt: bool = True) -> list[list[Any]]:
         """The lines of each request, without durations."""
-        engine = Engine(self.model, _deliver)
+        engine = Engine(self.model, deliver)
         answers: list[list[Any]] = [[] for _ in asked]
         works: dict[int, Completion] = {}
         step = 0
@@ -105,11 +99,6 @@ class Desk:
         return answers
 
 
-def _deliver(deliveries: Any) -> None:
-    for receive, line in deliveries:
-        receive(line)
-
-
 def told(answer: list[dict[str, Any]]) -> tuple[list[Any], list[Any], Any]:
     """What must be equal: tokens, log probabilities to the last bit, and the end."""
     tokens = [token for line in answer for token in line.get("tokens", ())]
@@ -119,15 +108,12 @@ def told(answer: list[dict[str, Any]]) -> tuple[list[Any], list[Any], Any]:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def models(
-    request: pytest.FixtureRequest, tiny_models: Callable[..., Path], fast: Kernels
-) -> Iterator[tuple[LoadedModel, list[LoadedModel]]]:
+def models(request: pytest.FixtureRequest, tiny_models: Callable[..., Path], fast: Kernels) -> Iterator[QuietAndBusy]:
     """One that answers alone, and some that answer many."""
     architecture, type_name, options = MODELS[request.param]
     # Heads of 64 values: so that a quantized cache rotates its keys.
     path = tiny_models(architecture, type_name, head_dim=64)
-    quiet = load(path, fast, num_ctx=NUM_CTX, num_batch=NUM_CTX, num_parallel=1, **options)
-    yield quiet, [load(path, fast, num_ctx=NUM_CTX, **shape, **options) for shape in SHAPES]
+    yield quiet_and_busy(path, fast, **options)
     fast.set_num_thread(2)
 
 
@@ -150,7 +136,7 @@ def alone(model: LoadedModel, fast: Kernels, asked: Asked) -> Any:
     num_thread=st.sampled_from([1, 2]),
 )
 def test_every_answer_is_the_one_that_the_request_gets_alone(
-    models: tuple[LoadedModel, list[LoadedModel]],
+    models: QuietAndBusy,
     fast: Kernels,
     asked: list[Asked],
     which: int,
@@ -171,7 +157,7 @@ def test_every_answer_is_the_one_that_the_request_gets_alone(
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_generation_with_a_full_defragmentation_every_few_steps_equals_generation_without(
-    models: tuple[LoadedModel, list[LoadedModel]], fast: Kernels, every: int
+    models: QuietAndBusy, fast: Kernels, every: int
 ) -> None:
     quiet, busy = models
     asked = [Asked(SHARED[: 10 + 7 * n], 30, 0, 2 * n, leaves=9 if n % 2 else None) for n in range(6)]
@@ -181,9 +167,7 @@ def test_generation_with_a_full_defragmentation_every_few_steps_equals_generatio
             assert told(answer) == alone(quiet, fast, each)
 
 
-def test_a_second_request_takes_the_first_ones_prefix_and_says_so(
-    models: tuple[LoadedModel, list[LoadedModel]], fast: Kernels
-) -> None:
+def test_a_second_request_takes_the_first_ones_prefix_and_says_so(models: QuietAndBusy, fast: Kernels) -> None:
     quiet, busy = models
     model = busy[2]
     model.cache.forget()

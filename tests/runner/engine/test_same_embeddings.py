@@ -22,9 +22,8 @@ from runner.engine.engine import Engine
 from runner.kernels import Kernels
 from runner.load import LoadedModel
 from runner.protocol import CompletionRequest, EmbeddingRequest, SamplingOptions
-from tests.runner.loading import load
+from tests.runner.engine.same_models import NUM_CTX, SHAPES, QuietAndBusy, deliver, quiet_and_busy
 
-NUM_CTX = 80
 Input = tuple[int, ...]
 
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -35,11 +34,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2-f32-cls": ("qwen2", "F32", {"pooling": "cls"}),
     "gemma3-q8_0-mean": ("gemma3", "Q8_0", {"pooling": "mean"}),
 }
-SHAPES = (
-    {"num_parallel": 1, "num_batch": 64},
-    {"num_parallel": 3, "num_batch": 7},
-    {"num_parallel": 4, "num_batch": 32},
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ requests = st.builds(
 
 def run(model: LoadedModel, asked: list[Asked], num_completions: int = 0) -> list[np.ndarray]:
     """The vectors of each request, (inputs, embedding_length)."""
-    engine = Engine(model, _deliver)
+    engine = Engine(model, deliver)
     answers: list[list[dict[str, Any]]] = [[] for _ in asked]
     for number in range(num_completions):
         options = SamplingOptions(temperature=0, num_predict=30, ignore_eos=True)
@@ -81,20 +75,12 @@ def run(model: LoadedModel, asked: list[Asked], num_completions: int = 0) -> lis
     return [answer[0]["embeddings"] for answer in answers]
 
 
-def _deliver(deliveries: Any) -> None:
-    for receive, line in deliveries:
-        receive(line)
-
-
 @pytest.fixture(scope="module", params=MODELS)
-def models(
-    request: pytest.FixtureRequest, tiny_models: Callable[..., Path], fast: Kernels
-) -> Iterator[tuple[LoadedModel, list[LoadedModel]]]:
+def models(request: pytest.FixtureRequest, tiny_models: Callable[..., Path], fast: Kernels) -> Iterator[QuietAndBusy]:
     """One that embeds one input alone and whole, and some that embed many."""
     architecture, type_name, changes = MODELS[request.param]
     path = tiny_models(architecture, type_name, **changes)
-    quiet = load(path, fast, num_ctx=NUM_CTX, num_batch=NUM_CTX, num_parallel=1)
-    yield quiet, [load(path, fast, num_ctx=NUM_CTX, **shape) for shape in SHAPES]
+    yield quiet_and_busy(path, fast)
     fast.set_num_thread(2)
 
 
@@ -106,7 +92,7 @@ def models(
     num_thread=st.sampled_from([1, 2]),
 )
 def test_every_vector_is_the_one_that_its_input_gets_alone(
-    models: tuple[LoadedModel, list[LoadedModel]],
+    models: QuietAndBusy,
     fast: Kernels,
     asked: list[Asked],
     which: int,
