@@ -55,10 +55,10 @@ async def tags(request: Request) -> Response:
 async def ps(request: Request) -> Response:
     """Models that are loading, loaded or stopping, the one that stays longest first."""
     service = service_of(request)
-    known = {entry.name: entry for entry in await asyncio.to_thread(service.catalog.entries)}
+    known = {entry.digest: entry for entry in await asyncio.to_thread(service.catalog.entries)}
     stats = await poll(service.scheduler.residents())
     residents = service.scheduler.residents()
-    rows = [_resident(each, known.get(each.model.name), stats.get(each.model.name)) for each in residents]
+    rows = [_resident(each, known.get(each.model.digest), stats.get(each.model.name)) for each in residents]
     return json_response({"models": rows})
 
 
@@ -102,7 +102,8 @@ def _tag(entry: Entry) -> dict[str, Any]:
 def _resident(resident: ModelState, entry: Entry | None, stats: RunnerStats | None) -> dict[str, Any]:
     """What is not known yet of a model that is loading is left out, as Ollama's clients expect of what is empty.
 
-    ``entry`` is None for a model whose file has gone meanwhile, ``stats`` where its runner does not answer in time.
+    ``entry`` is None for a model whose file has gone or was replaced meanwhile, ``stats`` where its runner does not
+    answer in time.
     """
     answer = {
         "name": resident.model.name,

@@ -227,10 +227,11 @@ def test_ps_does_without_a_runner_that_does_not_answer(site: Any) -> None:
 
 def test_ps_leaves_out_what_is_not_known_of_a_model_that_loads(site: Any) -> None:
     moment = datetime(2030, 1, 1, tzinfo=UTC)
-    site.scheduler.loading = [
-        ModelState(ModelFile("chat", Path("/chat"), "01", 1), "loading", 0.25, moment, None, None)
-    ]
-    ready, loading = site.get("/api/ps").json()["models"]
+    digest = next(each["digest"] for each in site.get("/api/tags").json()["models"] if each["name"] == "chat")
+    files = (ModelFile("chat", Path("/chat"), each, 1) for each in (digest, "of a file that was replaced"))
+    site.scheduler.loading = [ModelState(file, "loading", 0.25, moment, None, None) for file in files]
+    ready, loading, replaced = site.get("/api/ps").json()["models"]
+    assert replaced["details"] == {}
     assert (ready["state"], ready["progress"]) == ("ready", 1.0)
     assert (loading["state"], loading["progress"], loading["expires_at"]) == ("loading", 0.25, "2030-01-01T00:00:00Z")
     assert loading["details"]["family"] == "llama"
