@@ -16,9 +16,8 @@ MIN_NUM_CTX = 4
 MAX_NUM_PARALLEL = 1024
 MAX_AUTO_PARALLEL = 4
 DEFAULT_NUM_BATCH = 512
-MAX_NUM_THREAD = min(
-    1024, max(64, 4 * (os.cpu_count() or 1))
-)  # more only wait for each other; 1024 is the kernels' own
+MAX_NUM_THREAD = min(1024, max(64, 4 * (os.cpu_count() or 1)))
+"""More would only wait for each other; the kernels' own limit is 1024."""
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"

@@ -16,9 +16,9 @@ from scheduler.errors import LayoutError, LayoutNotAllocatedError
 from scheduler.estimate import Estimates, device_names
 from scheduler.events import Eviction
 from scheduler.eviction import Candidate, Rank, cheapest, choose, freed
-from scheduler.layout import LayoutRules, num_placed
+from scheduler.layout import num_placed
 from scheduler.load import Loaded, Situation
-from scheduler.options import AUTO, Auto, must_be_on_gpu
+from scheduler.options import AUTO, Auto, LoadOptions, layers_wanted, must_be_on_gpu
 from scheduler.plan import Plan, largest_num_ctx, request_for
 from scheduler.rehearsal import Case, rehearse_as_asked
 from scheduler.reservations import (
@@ -267,7 +267,7 @@ def _place(estimates: Estimates, case: Case, *, is_strict: bool, is_wide: bool) 
     rules = replace(case.rules, require_full=is_strict or must_be_on_gpu(case.options, case.settings))
     loaded = rehearse_as_asked(estimates, case, request, rules)
     machine = case.machine
-    if not is_wide and _is_complete(loaded, rules):
+    if not is_wide and _is_complete(loaded, case.options):
         machine = only(machine, names_of(loaded.layout))
         rules = replace(rules, require_full=rules.require_full or len(machine.gpus) < len(case.machine.gpus))
     estimate = estimates.memory(case.path, request, device_names(machine.gpus))
@@ -282,6 +282,5 @@ def _all_of(case: Case, system_bytes: int) -> Claim:
     return Claim(frozenset(map(device_name, case.machine.gpus)), system_bytes)
 
 
-def _is_complete(loaded: Loaded, rules: LayoutRules) -> bool:
-    num_layers = len(loaded.memory.cpu.weights)
-    return num_placed(loaded.layout) >= (num_layers if rules.num_gpu < 0 else min(num_layers, rules.num_gpu))
+def _is_complete(loaded: Loaded, options: LoadOptions) -> bool:
+    return num_placed(loaded.layout) >= layers_wanted(options, len(loaded.memory.cpu.weights))
