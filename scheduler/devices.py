@@ -10,18 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from scheduler.cuda_probe import ask_cuda
+from scheduler.device_choice import parse_devices
 from scheduler.errors import SettingsError
 from scheduler.gpu import GPU, MINIMUM_GPU_BYTES
 from scheduler.nvml import find_gpus
 from scheduler.sim import SimGPUs
-from scheduler.sizes import parse_bytes
 from scheduler.system_memory import SystemMemory, system_memory
 from scheduler.visible_gpus import VARIABLE, visible_gpus
 
-__all__ = ["GPU", "MINIMUM_GPU_BYTES", "DeviceChoice", "Devices", "Machine", "SystemMemory", "parse_devices"]
+__all__ = ["GPU", "MINIMUM_GPU_BYTES", "Devices", "Machine", "SystemMemory"]
 
 NO_CUDA_REASON = "this version of Shale has no CUDA runner yet"
 
@@ -32,37 +31,6 @@ class Machine:
 
     system: SystemMemory
     gpus: tuple[GPU, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceChoice:
-    """One entry of ``SHALE_DEVICES``. ``quota_bytes`` is the size of a simulated device, else 0."""
-
-    kind: Literal["cpu", "sim"]
-    quota_bytes: int = 0
-
-
-def parse_devices(text: str) -> tuple[DeviceChoice, ...]:
-    """``""`` or ``auto`` → (); ``cpu`` → the CPU alone; ``sim:8GiB,sim:6GiB`` → simulated devices.
-
-    Raises SettingsError for anything else.
-    """
-    stripped = text.strip()
-    if stripped in ("", "auto"):
-        return ()
-    return tuple(_parse_device(part.strip()) for part in stripped.split(","))
-
-
-def _parse_device(part: str) -> DeviceChoice:
-    if part == "cpu":
-        return DeviceChoice("cpu")
-    kind, _, size = part.partition(":")
-    if kind != "sim" or not size:
-        raise SettingsError(f"SHALE_DEVICES: {part!r} is not understood; allowed: auto, cpu, sim:SIZE (sim:8GiB)")
-    try:
-        return DeviceChoice("sim", parse_bytes(size))
-    except ValueError as error:
-        raise SettingsError(f"SHALE_DEVICES: {error}") from None
 
 
 class Devices:
@@ -80,12 +48,11 @@ class Devices:
 
         Raises SettingsError.
         """
-        self._choices = parse_devices(text)
+        self._choice = parse_devices(text)
         self._environment = environment
         self._system = system
-        quotas = [choice.quota_bytes for choice in self._choices if choice.kind == "sim"]
         try:
-            self._sims = SimGPUs(quotas, sim_ledger) if quotas else None
+            self._sims = SimGPUs(self._choice.sizes, sim_ledger) if self._choice.sizes else None
         except OSError as error:
             raise SettingsError(f"SHALE_SIM_LEDGER: {error}") from error
 
@@ -108,7 +75,7 @@ class Devices:
             self._sims.close()
 
     def _nvidia_gpus(self) -> tuple[GPU, ...]:
-        if self._choices:  # "cpu"
+        if self._choice.kind == "cpu":
             return ()
         found = find_gpus()
         gpus = self._from_cuda if found is None else visible_gpus(found, self._environment.get(VARIABLE))

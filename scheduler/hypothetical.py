@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from scheduler.device_choice import parse_plan_devices
 from scheduler.devices import Machine
 from scheduler.errors import SettingsError
 from scheduler.gpu import GPU
-from scheduler.sim import LIBRARY as SIM
 from scheduler.sim import sim_gpu, sim_id
 from scheduler.sizes import parse_bytes
 from scheduler.system_memory import SystemMemory
 
 LIBRARY = "gpu"
 NAME = "GPU of the plan"
-MAX_DEVICES = 16  # with 64, one plan takes seconds, in which Python does little else
 
 
 def hypothetical_machine(devices: str | None, system_memory: str | None, real: Machine) -> Machine:
@@ -22,7 +21,7 @@ def hypothetical_machine(devices: str | None, system_memory: str | None, real: M
     """
     system = real.system
     if system_memory is not None:
-        num_bytes = _size(system_memory, "system_memory")
+        num_bytes = _size(system_memory)
         system = SystemMemory(total_bytes=num_bytes, free_bytes=num_bytes, swap_bytes=0)
     return Machine(system, real.gpus if devices is None else parse_hypothetical(devices))
 
@@ -33,24 +32,17 @@ def parse_hypothetical(text: str) -> tuple[GPU, ...]:
     ``sim:8MiB`` is a simulated device, which may be full to the last byte; ``cpu`` is the CPU alone. Raises
     SettingsError for anything else.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) > MAX_DEVICES:
-        raise SettingsError(f"devices: {len(parts)} of them; at most {MAX_DEVICES} are allowed")
-    if parts == ["cpu"]:
-        return ()
-    sims = [part.removeprefix(f"{SIM}:") for part in parts if part.startswith(f"{SIM}:")]
-    if sims and len(sims) < len(parts):
-        raise SettingsError(f"devices: {text!r} mixes simulated devices with others")
-    sizes = [_size(part, "devices", ", or sim:SIZE, or cpu alone") for part in sims or parts]
-    if sims:
-        return tuple(sim_gpu(sim_id(i), total_bytes=size, free_bytes=size) for i, size in enumerate(sizes))
+    choice = parse_plan_devices(text)
+    if choice.kind == "sim":
+        return tuple(sim_gpu(sim_id(i), total_bytes=size, free_bytes=size) for i, size in enumerate(choice.sizes))
     return tuple(
-        GPU(id=f"gpu{i}", library=LIBRARY, free_bytes=size, total_bytes=size, name=NAME) for i, size in enumerate(sizes)
+        GPU(id=f"gpu{i}", library=LIBRARY, free_bytes=size, total_bytes=size, name=NAME)
+        for i, size in enumerate(choice.sizes)
     )
 
 
-def _size(text: str, where: str, more: str = "") -> int:
+def _size(text: str) -> int:
     try:
         return parse_bytes(text)
     except ValueError as error:
-        raise SettingsError(f"{where}: {error}{more}") from None
+        raise SettingsError(f"system_memory: {error}") from None

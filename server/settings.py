@@ -12,16 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 from urllib.parse import urlsplit
 
+from scheduler.device_choice import parse_devices
 from scheduler.keep_alive import parse_keep_alive_setting
 from scheduler.kv_cache_type import parse_kv_cache_type_setting
 from scheduler.options import MAX_NUM_PARALLEL, MIN_NUM_CTX
 from scheduler.sizes import parse_bytes
-
-if TYPE_CHECKING:
-    from scheduler.gpu import GPU
 
 DEFAULT_PORT = 11434
 DEFAULT_MODELS = "~/.shale/models"
@@ -114,27 +112,8 @@ def _flag(text: str) -> bool:
     return values[text.lower()]
 
 
-def read_devices(text: str) -> tuple[GPU, ...]:
-    """The devices beside the CPU that a setting or a plan names; ``cpu`` stands alone, and none may be of 0 bytes.
-
-    Raises SettingsError, whose message names what is wrong.
-    """
-    from scheduler.errors import SettingsError  # 50 ms with what looks for GPUs, for those who name devices
-    from scheduler.hypothetical import parse_hypothetical
-
-    gpus = parse_hypothetical(text)
-    if not all(gpu.total_bytes for gpu in gpus):
-        raise SettingsError(f"devices: {text!r} has one of 0 bytes; allowed: sizes of at least 1 byte")
-    return gpus
-
-
 def _devices(text: str) -> str:
-    try:
-        is_usable = text == "auto" or all(gpu.library == "sim" for gpu in read_devices(text))
-    except ValueError:
-        is_usable = False
-    if not is_usable:
-        raise ValueError("auto; cpu; or simulated devices alone, each of at least 1 byte, such as sim:8GiB,sim:6GiB")
+    parse_devices(text)
     return text
 
 

@@ -34,7 +34,7 @@ FLOORS = {
     "scheduler": (
         ("scheduler.", "scheduler.sizes", "scheduler.clock", "scheduler.events", "scheduler.errors",
          "scheduler.crashes", "scheduler.settings", "scheduler.stream", "scheduler.environment", "scheduler.last_words",
-         "scheduler.keep_alive", "scheduler.kv_cache_type", "scheduler.tasks"),
+         "scheduler.keep_alive", "scheduler.kv_cache_type", "scheduler.device_choice", "scheduler.tasks"),
         ("scheduler.gpu", "scheduler.system_memory", "scheduler.oom_kills", "scheduler.sim", "scheduler.nvml",
          "scheduler.visible_gpus", "scheduler.cuda_child", "scheduler.cuda_probe", "scheduler.devices",
          "scheduler.lookout", "scheduler.reservations", "scheduler.eviction", "scheduler.freed_memory",

@@ -7,10 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from scheduler.errors import SettingsError
-from server.schemas.base import ModelName, Request, UnsupportedError
+from server.schemas.base import ModelName, Request
 from server.schemas.options import LOADING, read_loading, read_options
-from server.settings import read_devices
 
 
 def _devices(value: Any) -> str | None:
@@ -19,13 +17,7 @@ def _devices(value: Any) -> str | None:
         value = ",".join(map(str, value)) if value else "cpu"
     if value is not None and not isinstance(value, str):
         raise ValueError('must be a text such as "24GiB,12GiB" or a list of sizes')
-    if not value:
-        return None
-    try:
-        read_devices(value)
-    except SettingsError as error:
-        raise UnsupportedError(str(error)) from error
-    return value
+    return value or None
 
 
 def _size(value: Any) -> str | None:

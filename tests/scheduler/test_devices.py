@@ -7,30 +7,16 @@ import pytest
 
 from runner.sim_ledger import SimLedger
 from scheduler import devices as module
-from scheduler.devices import GPU, DeviceChoice, Devices, SystemMemory, parse_devices
+from scheduler.devices import GPU, Devices, SystemMemory
 from scheduler.errors import SettingsError
 from scheduler.nvml import PhysicalGPU
 
 MIB = 2**20
 
 
-@pytest.mark.parametrize(
-    ("text", "choices"),
-    [
-        ("", ()),
-        (" auto ", ()),
-        ("cpu", (DeviceChoice("cpu"),)),
-        ("sim:8GiB, sim:900KiB", (DeviceChoice("sim", 8 * 2**30), DeviceChoice("sim", 900 * 2**10))),
-    ],
-)
-def test_parse_devices(text, choices):
-    assert parse_devices(text) == choices
-
-
-@pytest.mark.parametrize("text", ["gpu", "sim", "sim:", "sim:8GB", "cpu,,cpu", "cuda:0"])
-def test_what_is_not_a_device(text):
-    with pytest.raises(SettingsError, match=r"SHALE_DEVICES: .* is not understood; allowed"):
-        Devices(text)
+def test_what_is_not_a_device():
+    with pytest.raises(SettingsError, match=r"^devices: 'gpu' is not understood; allowed: auto; cpu; or sim"):
+        Devices("gpu")
 
 
 def test_this_machine():

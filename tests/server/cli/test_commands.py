@@ -36,8 +36,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ("--ctx", "-5", 'option "num_ctx" must be at least 4 (found -5)'),
         ("--ctx", "many", 'option "num_ctx" must be of type integer, or "auto"'),
         ("--memory", "6x", "--memory: size '6x' is not understood; allowed: a number and B, KiB, MiB, GiB or TiB"),
-        ("--devices", "0", "devices: '0' has one of 0 bytes; allowed: sizes of at least 1 byte"),
-        ("--devices", "cpu,1GiB", "devices: size 'cpu' is not understood; allowed: a number and B, KiB, MiB, GiB"),
+        ("--devices", "0", "devices: '0' has 0 bytes; allowed: cpu; or devices of one kind, each of at least 1 byte"),
+        ("--devices", "cpu,1GiB", "devices: 'cpu,1GiB' mixes kinds of devices; allowed: cpu; or devices of one kind"),
     ],
 )
 def test_an_option_of_a_plan_that_cannot_be_meant(
