@@ -126,6 +126,14 @@ class KVCache:
         """How many tokens ``open`` would find stored."""
         return self._find(tokens)[1]
 
+    def has_room(self, tokens: Int32Array, *, may_share: bool) -> bool:
+        """Whether a new sequence could store all these tokens beside those that are open, with what it may share with
+        them. Sliding layers always have room for it."""
+        if not self._kinds:
+            return True
+        others = [sequence for sequence in self._open if may_share and sequence.is_reusable]
+        return tokens.size - self._prefixes.best_of(others, tokens)[1] <= self._num_available
+
     def place(self, runs: Runs) -> None:
         """Gives each (sequence, count) cells for its next ``count`` tokens; those it has from a failed step count.
 
@@ -246,7 +254,7 @@ class KVCache:
         if not self._kinds:
             return
         full = self._kinds[0]
-        num_held = full.pool.num_cells - full.room((), self._open)[1]
+        num_held = full.pool.num_cells - self._num_available
         if num_held > num_cells:
             raise CacheFullError(num_held, num_cells)
         while full.pool.num_used > num_cells:
@@ -277,12 +285,11 @@ class KVCache:
         if not self._kinds:
             return CacheStats(**counters)
         pool = self._kinds[0].pool
-        num_available = self._kinds[0].room((), self._open)[1]
         return CacheStats(
             num_cells=pool.num_cells,
             num_used=pool.num_used,
             num_shared=pool.num_shared,
-            num_cached=num_available - pool.num_free,
+            num_cached=self._num_available - pool.num_free,
             fragmentation=pool.fragmentation,
             **counters,
         )
@@ -299,6 +306,11 @@ class KVCache:
                 assert table.first <= kind.first_seen(sequence.num_past), "what the next token sees is gone"
 
     # ---- how
+
+    @property
+    def _num_available(self) -> int:
+        """Cells that no open sequence holds, in the pool of the layers that see everything."""
+        return self._kinds[0].room((), self._open)[1]
 
     def _find(self, tokens: Int32Array | None) -> tuple[Sequence | None, int]:
         if tokens is None or not self._kinds:

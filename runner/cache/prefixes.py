@@ -65,8 +65,12 @@ class Prefixes:
 
         The last token is always left to be computed, for its logits. ``others`` are looked at as well.
         """
+        return self.best_of((*reversed(self._sequences), *others), tokens)
+
+    def best_of(self, sequences: Iterable[Sequence], tokens: Int32Array) -> tuple[Sequence | None, int]:
+        """The same among ``sequences`` alone."""
         found, length = None, 0
-        for sequence in (*reversed(self._sequences), *others):
+        for sequence in sequences:
             common = num_common(sequence.stored, tokens[:-1])
             if common > length and can_resume(sequence, common, self._window):
                 found, length = sequence, common

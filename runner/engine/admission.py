@@ -1,7 +1,8 @@
 """Who gets the next sequence: requests in the order of their arrival, unless waiting saves work.
 
 A request whose prompt begins like one that is being evaluated at this moment waits until that beginning is in the
-cache, and lets others pass; so many requests with one long prompt compute it once.
+cache, and lets others pass; so many requests with one long prompt compute it once. Nobody passes one for whom there
+are too few cells beside those who run: it is next when they suffice.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Admission:
     def take(self, work: Completion) -> None:
         self._waiting.append(_Waiting(work))
 
+    def put_back(self, work: Completion) -> None:
+        """It had a sequence, and others need the cells: it is the next one who gets one."""
+        self._waiting.appendleft(_Waiting(work))
+
     def clear(self) -> list[Completion]:
         """Takes everybody out."""
         works = [each.work for each in self._waiting]
@@ -57,7 +62,9 @@ class Admission:
             if self._should_follow(each, active):
                 continue
             work = each.work
-            work.sequence = self._cache.open(work.prompt if work.is_cached else None)
+            if self._cache.num_open and not self._cache.has_room(work.beginning, may_share=work.is_cached):
+                return
+            work.sequence = self._cache.open(work.beginning if work.is_cached else None)
             assert work.sequence is not None, "a sequence is free"
             work.sequence.is_reusable = work.is_cached
             work.begin()
@@ -68,7 +75,7 @@ class Admission:
 
     def _should_follow(self, each: _Waiting, active: Sequence[Completion]) -> bool:
         if each.leader is None and each.work.is_cached:
-            each.leader, each.num_shared = self._leader(each.work.prompt, active)
+            each.leader, each.num_shared = self._leader(each.work.beginning, active)
         leader = each.leader
         if leader is None or leader.num_evaluated >= each.num_shared or leader not in active:
             each.leader = None
@@ -83,7 +90,7 @@ class Admission:
         best: Completion | None = None
         most = self._cache.longest_prefix(prompt) + MIN_SAVED_TOKENS - 1
         for work in evaluating:
-            shared = min(num_common(work.prompt, prompt), prompt.size - 1)
+            shared = min(num_common(work.beginning, prompt), prompt.size - 1)
             if shared > max(most, work.num_evaluated):
                 best, most = work, shared
         return best, most

@@ -38,6 +38,9 @@ class RequestError(ValueError):
 class Completion:
     """The life of one request: waiting, then its prompt is evaluated, then tokens are generated, then it is over.
 
+    One that is put back while others need its cells waits again; what it has computed is computed anew, to the same
+    bits, and nobody is told anything twice.
+
     The engine's thread owns it; only ``is_cancelled`` is set by others. Whoever delivers its lines calls ``receive``.
     """
 
@@ -49,13 +52,15 @@ class Completion:
         tokens = _tokens(request.prompt, model)
         fitted = fit_prompt(tokens, num_ctx, options, truncate=request.truncate)
         self.prompt: Int32Array = np.array(fitted, np.int32)
+        self.context = self.prompt  # what is evaluated before the next token is drawn
         self.receive = receive
         self.is_cancelled = False
         self.is_cached = request.cache_prompt  # may take cached prefixes, and become one
         self.sequence: CacheSequence | None = None
-        self.num_evaluated = 0  # prompt tokens whose keys and values are in the cache
+        self.is_put_back = False  # it has had a sequence before
+        self.num_evaluated = 0  # tokens of the context whose keys and values are in the cache
         self.num_generated = 0
-        self._num_cached = 0  # of them those that were there before
+        self._num_cached = 0  # prompt tokens that were there before
         self._num_ctx = num_ctx
         self._num_dropped = len(tokens) - len(self.prompt)
         self.num_shifted = 0  # tokens that went out of the context to make room for the answer
@@ -73,18 +78,29 @@ class Completion:
         room = num_ctx - len(self.prompt) + 1  # the last token needs no cell
         limit = MAX_CONTEXTS * num_ctx if request.shift and model.spec.can_shift else room
         self._max_generated = min(options.num_predict, limit) if options.num_predict > 0 else limit
-        self._last_token = -1
+        self._drawn: list[int] = []
         self._arrived_ns = self._last_token_ns = time.monotonic_ns()
         self._started_ns = self._prompt_done_ns = 0
 
     @property
-    def num_prompt_left(self) -> int:
-        return len(self.prompt) - self.num_evaluated
+    def num_left(self) -> int:
+        """Tokens that are evaluated before the next one is drawn; 0 while it is generating."""
+        return len(self.context) - self.num_evaluated
+
+    @property
+    def num_ready(self) -> int:
+        """How many of them go into the context before it is full: the answer of one that was put back may be longer."""
+        return min(self.num_left, self._num_ctx - self.opened.num_past)
 
     @property
     def is_generating(self) -> bool:
-        """Whether the prompt is evaluated."""
-        return self.num_evaluated == len(self.prompt)
+        """Whether its context is evaluated: the prompt, and after it was put back what it had generated."""
+        return not self.num_left
+
+    @property
+    def beginning(self) -> Int32Array:
+        """Its context up to where that is full for the first time: what another sequence may have stored of it."""
+        return self.context[: self._num_ctx]
 
     @property
     def opened(self) -> CacheSequence:
@@ -93,13 +109,21 @@ class Completion:
 
     def begin(self) -> None:
         """It has got its ``sequence``, perhaps with the beginning of its prompt in it."""
-        self.num_evaluated = self._num_cached = self.opened.num_past
+        self.num_evaluated = self.opened.num_past
+        if not self.is_put_back:
+            self._num_cached = self.opened.num_past
+
+    def put_back(self) -> None:
+        """It has lost its ``sequence``, and goes on where it was when it has another one."""
+        self.is_put_back = True
+        self.context = np.concatenate([self.prompt, np.array(self._drawn, np.int32)])
+        self.num_evaluated = self.num_shifted = 0
 
     def next_tokens(self, count: int) -> Int32Array:
-        """What goes through the model next: the last token, or ``count`` tokens of the prompt."""
+        """What goes through the model next: the last token, or ``count`` tokens of the context."""
         if self.is_generating:
-            return np.array([self._last_token], np.int32)
-        return self.prompt[self.num_evaluated : self.num_evaluated + count]
+            return np.array(self._drawn[-1:], np.int32)
+        return self.context[self.num_evaluated : self.num_evaluated + count]
 
     def start(self) -> None:
         """A forward pass with its tokens is about to begin."""
@@ -113,7 +137,7 @@ class Completion:
     @property
     def is_context_full(self) -> bool:
         """Whether its next token has no room."""
-        return self.is_generating and self.opened.num_past >= self._num_ctx
+        return self.opened.num_past >= self._num_ctx
 
     @property
     def num_keep(self) -> int:
@@ -142,7 +166,7 @@ class Completion:
         self._prompt_done_ns = self._prompt_done_ns or time.monotonic_ns()
         if token in self._end_ids:
             return self._finish("stop")
-        self._last_token = token
+        self._drawn.append(token)
         if self._recent is not None:
             self._recent.push(token)
         top = self._request.top_logprobs

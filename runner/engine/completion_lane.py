@@ -72,9 +72,10 @@ class CompletionLane:
         for work in self._admission.clear():
             self._tell(work, {"error": reason})
 
-    def step(self) -> None:
+    def step(self, *, may_admit: bool = True) -> None:
         """One forward pass and one token for everybody whose prompt is evaluated."""
-        self._admit()
+        if may_admit:
+            self._admit()
         self._shift()
         runs = self._placed(self._plan())
         if not runs:
@@ -97,47 +98,62 @@ class CompletionLane:
 
     def _admit(self) -> None:
         for work in self._admission.admitted(self._active):
-            self._stats.queue.add(work.waited_s())
+            if not work.is_put_back:
+                self._stats.queue.add(work.waited_s())
             self._active.append(work)
 
     def _shift(self) -> None:
         """Makes room in the context of those who have filled it."""
+        for work in list(self._active):
+            while work in self._active and work.is_context_full:
+                self._shift_one(work)
+
+    def _shift_one(self, work: Completion) -> None:
+        """Where cells are short for that, there are more of them afterwards."""
         cache, transformer = self._model.cache, self._model.transformer
-        for work in [work for work in self._active if work.is_context_full]:
-            num_keep = work.num_keep
-            num_discard = cache.num_discardable(work.opened, num_keep)
-            if not num_discard:
-                self._finish(work, work.end_of_context())
-                continue
-            try:
-                cache.shift(work.opened, num_keep, num_discard, transformer.shifted_by(-num_discard))
-                work.num_shifted += num_discard
-            except CacheFullError as error:
-                self._end(work, {"error": sentence(error)})
-            except Exception as error:  # a fault of one request's shift is not the others'
-                LOG.exception("error: shifting a context failed")
-                self._end(work, {"error": sentence(error)})
+        num_keep = work.num_keep
+        num_discard = cache.num_discardable(work.opened, num_keep)
+        if not num_discard:
+            self._finish(work, work.end_of_context())
+            return
+        try:
+            cache.shift(work.opened, num_keep, num_discard, transformer.shifted_by(-num_discard))
+            work.num_shifted += num_discard
+        except CacheFullError as error:
+            self._make_way(error)
+        except Exception as error:  # a fault of one request's shift is not the others'
+            LOG.exception("error: shifting a context failed")
+            self._end(work, {"error": sentence(error)})
 
     def _plan(self) -> list[Run]:
         """Every generating request, then shares of the prompts."""
         generating = [work for work in self._active if work.is_generating]
         prompts = [work for work in self._active if not work.is_generating]
         room = self._budget.tokens(len(generating)) if prompts else 0
-        shares = fair_shares(room, [work.num_prompt_left for work in prompts])
+        shares = fair_shares(room, [work.num_ready for work in prompts])
         runs = [(work, work.next_tokens(1)) for work in generating]
         return runs + [(work, work.next_tokens(share)) for work, share in zip(prompts, shares, strict=True) if share]
 
     def _placed(self, runs: list[Run]) -> list[Run]:
-        """The runs that have cells. Where cells are short for all, the request that came last ends."""
+        """The runs that have cells. Where cells are short for all, those who came last make way."""
         while runs:
             try:
                 self._model.cache.place([(work.opened, len(tokens)) for work, tokens in runs])
                 break
             except CacheFullError as error:
-                last = max((work for work, _ in runs), key=self._active.index)
-                self._end(last, {"error": sentence(error)})
-                runs = [run for run in runs if run[0] is not last]
+                self._make_way(error)
+                runs = [run for run in runs if run[0] in self._active]
         return runs
+
+    def _make_way(self, error: CacheFullError) -> None:
+        """Who came last waits until others have ended; one that has the cache to itself gets the error."""
+        last = self._active[-1]
+        if self._model.cache.num_open == 1:
+            self._end(last, {"error": sentence(error)})
+            return
+        self._leave(last)
+        last.put_back()
+        self._admission.put_back(last)
 
     def _forward(self, runs: list[Run]) -> Floats:
         """Logits of those runs that reach the end of their prompt or are past it. Shape (such runs, num_vocab)."""
@@ -186,4 +202,4 @@ class CompletionLane:
 
 
 def _output(work: Completion, tokens: Int32Array) -> Output:
-    return "none" if len(tokens) < work.num_prompt_left else "last"
+    return "none" if len(tokens) < work.num_left else "last"

@@ -108,6 +108,13 @@ class EmbeddingJob:
         if not each.num_left:
             self.pending.remove(each)
 
+    def put_back(self) -> EmbeddingInput:
+        """The last input that is under way has yet to begin. Its sequence goes back to the cache."""
+        each = [each for each in self.pending if each.sequence is not None][-1]
+        self.num_left += each.num_evaluated
+        each.num_evaluated, each.folded = 0, None
+        return each
+
     def result(self) -> Line:
         """``embeddings`` (inputs, embedding_length) float32 and the number of tokens per input; or the error."""
         vectors = np.array([each.vector(self.pooling) for each in self.inputs], np.float64)

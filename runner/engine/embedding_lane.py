@@ -28,6 +28,7 @@ class EmbeddingLane:
 
     A bidirectional model needs each input whole, but no cells. A causal one takes long inputs in chunks. A job that got
     less than its share has its turn sooner in the next step, so that a small one never waits for a large one to end.
+    Where cells are short it waits for completions to end; among themselves, the inputs that came last begin anew.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class EmbeddingLane:
         """Inputs with a sequence; of a bidirectional model those in the batch."""
         self.num_waiting = 0
         """Inputs without one that are not done."""
+        self._is_short = False
         self._model = model
         self._tell = tell
         self._stats = stats
@@ -48,6 +50,11 @@ class EmbeddingLane:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it waits for cells that completions have, of which no more should begin."""
+        return self._is_short and bool(self._jobs)
 
     def take(self, job: EmbeddingJob) -> None:
         self._jobs[job] = self._num_arrived
@@ -68,8 +75,6 @@ class EmbeddingLane:
         jobs = dict.fromkeys(job for job, _, _ in runs)
         try:
             self._forward(runs)
-        except CacheFullError as error:
-            self._end(max(jobs, key=self._jobs.__getitem__), {"error": sentence(error)})
         except Exception as error:  # whatever the model raises ends the requests of this batch, not the process
             LOG.exception("error: a forward pass of %d inputs failed", len(runs))
             for job in jobs:
@@ -122,11 +127,10 @@ class EmbeddingLane:
         return num_added
 
     def _forward(self, runs: list[Run]) -> None:
+        runs = runs if self._is_whole else self._placed(runs)
         if not runs:
             return
         cache = self._model.cache
-        if not self._is_whole:
-            cache.place([(each.opened, count) for _, each, count in runs])
         batch = Batch.of((each.opened, each.next_tokens(count), "none") for _, each, count in runs)
         started = self._clock()
         hidden = self._model.transformer.embed(batch)
@@ -137,6 +141,31 @@ class EmbeddingLane:
             job.advance(each, rows)
             if not each.num_left:
                 self._close(each)
+
+    def _placed(self, runs: list[Run]) -> list[Run]:
+        """The runs that have cells."""
+        cache = self._model.cache
+        self._is_short = False
+        while runs:
+            try:
+                cache.place([(each.opened, count) for _, each, count in runs])
+                break
+            except CacheFullError as error:
+                self._is_short = cache.num_open > self.num_active
+                if self._is_short:
+                    return []
+                self._make_way(error)
+                runs = [run for run in runs if run[1].sequence is not None]
+        return runs
+
+    def _make_way(self, error: CacheFullError) -> None:
+        """What came last begins anew; an input that has the cache to itself ends its job."""
+        last = max((job for job in self._jobs if job.has_sequence), key=self._jobs.__getitem__)
+        if self.num_active == 1:
+            self._end(last, {"error": sentence(error)})
+            return
+        self._close(last.put_back())
+        self.num_waiting += 1
 
     def _open(self, each: EmbeddingInput) -> bool:
         if each.sequence is None:

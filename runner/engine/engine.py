@@ -118,7 +118,7 @@ class Engine:
             self._embeddings.drop_cancelled()
             self._resize()
             if self._completions:
-                self._completions.step()
+                self._completions.step(may_admit=not self._embeddings.is_short)
             if self._embeddings:
                 self._embeddings.step(self._completions.num_spare_tokens)
             self._tidy()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from runner.cache.kv_cache import CacheFullError, KVCache
+from runner.sequence import Int32Array
 from tests.runner.cache.fakes import Bench, tokens
 
 
@@ -173,6 +175,24 @@ def test_a_true_lack_of_cells_is_told_before_anything_changes() -> None:
     bench.step([(first, tokens(0, 8))])
     assert bench.cache.stats().num_prefixes == 0
     bench.check()
+
+
+def test_room_is_what_open_sequences_do_not_hold_and_what_they_share() -> None:
+    bench = Bench(num_ctx=32, num_parallel=3)
+    bench.close(bench.started(tokens(500, 16)))
+    bench.cache.resize(40)
+    bench.started(tokens(0, 16))
+
+    def ids(start: int, count: int) -> Int32Array:
+        return np.array(tokens(start, count), np.int32)
+
+    def most(start: int, *, may_share: bool) -> int:
+        return max(n for n in range(1, 60) if bench.cache.has_room(ids(start, n), may_share=may_share))
+
+    assert most(500, may_share=True) == 24  # what was closed may go, or serve: it takes cells either way
+    assert most(0, may_share=True) == 40
+    assert most(0, may_share=False) == 24
+    assert KVCache([], num_ctx=8, num_parallel=1).has_room(ids(0, 9), may_share=True)
 
 
 # ---- another size

@@ -1,4 +1,5 @@
-"""The same request gives the same bytes: alone or among others, from a cached prefix or not, moved about or not.
+"""The same request gives the same bytes: alone or among others, from a cached prefix or not, moved about or not, also
+when it was put back for want of cells.
 
 Random schedules run through the real engine and real kernels; every answer, its log probabilities included, must be
 the one that the same request gets alone, on a fresh cache, from one thread, with its prompt in one piece.
@@ -7,7 +8,7 @@ the one that the same request gets alone, on a fresh cache, from one thread, wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,15 @@ class Asked:
     seed: int
     arrives: int
     leaves: int | None = None  # the step before which the client is gone
+    num_ctx: int | None = None  # less than the model is loaded with
 
     def request(self, *, cache_prompt: bool) -> CompletionRequest:
         options = SamplingOptions(
             temperature=0.9 if self.seed % 2 else 0.0, seed=self.seed, num_predict=self.num_predict, ignore_eos=True
         )
-        return CompletionRequest(prompt=self.prompt, options=options, top_logprobs=2, cache_prompt=cache_prompt)
+        return CompletionRequest(
+            prompt=self.prompt, options=options, num_ctx=self.num_ctx, top_logprobs=2, cache_prompt=cache_prompt
+        )
 
 
 prompts = st.one_of(
@@ -64,6 +68,7 @@ requests = st.builds(
     seed=st.integers(0, 5),
     arrives=st.integers(0, 30),
     leaves=st.one_of(st.none(), st.integers(0, 60)),
+    num_ctx=st.one_of(st.none(), st.integers(16, NUM_CTX)),
 )
 
 
@@ -98,13 +103,24 @@ class Desk:
         assert self.model.cache.num_open == 0
         return answers
 
+    def run_within(self, num_cells: int, asked: list[Asked], **how: Any) -> list[list[Any]]:
+        """The same with a cache that has shrunk; afterwards it is as large as before."""
+        self.model.cache.resize(num_cells)
+        try:
+            return self.run(asked, **how)
+        finally:
+            self.model.cache.resize(self.model.request.num_ctx * self.model.request.num_parallel)
+
+
+ENDS = ("done_reason", "eval_count", "prompt_eval_count", "shifted", "truncated", "error")
+
 
 def told(answer: list[dict[str, Any]]) -> tuple[list[Any], list[Any], Any]:
     """What must be equal: tokens, log probabilities to the last bit, and the end."""
     tokens = [token for line in answer for token in line.get("tokens", ())]
     details = [detail for line in answer for detail in line.get("logprobs", ())]
     end = answer[-1] if answer else {}
-    return tokens, details, {key: end.get(key) for key in ("done_reason", "eval_count", "prompt_eval_count", "error")}
+    return tokens, details, {key: end.get(key) for key in ENDS}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -121,7 +137,7 @@ ALONE: dict[tuple[int, Asked], Any] = {}
 
 
 def alone(model: LoadedModel, fast: Kernels, asked: Asked) -> Any:
-    key = (id(model), Asked(asked.prompt, asked.num_predict, asked.seed, 0))
+    key = (id(model), replace(asked, arrives=0, leaves=None))
     if key not in ALONE:
         fast.set_num_thread(1)
         ALONE[key] = told(Desk(model).run([key[1]], cache_prompt=False)[0])
@@ -153,6 +169,42 @@ def test_every_answer_is_the_one_that_the_request_gets_alone(
             assert found == right
         else:
             assert found[:2] == (right[0][: len(found[0])], right[1][: len(found[1])])
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    asked=st.lists(requests.map(lambda each: replace(each, arrives=each.arrives // 4)), min_size=3, max_size=9),
+    which=st.integers(1, len(SHAPES) - 1),
+    num_cells=st.integers(NUM_CTX, 2 * NUM_CTX),
+    cache_prompt=st.booleans(),
+)
+def test_it_is_the_same_when_requests_have_to_make_way_for_each_other(
+    models: QuietAndBusy, fast: Kernels, asked: list[Asked], which: int, num_cells: int, cache_prompt: bool
+) -> None:
+    quiet, busy = models
+    answers = Desk(busy[which]).run_within(num_cells, asked, cache_prompt=cache_prompt)
+    for each, answer in zip(asked, answers, strict=True):
+        if each.leaves is None or (answer and "done" in answer[-1]):
+            assert told(answer) == alone(quiet, fast, each)
+
+
+def test_an_answer_whose_context_has_shifted_makes_way_and_is_the_same(
+    models: QuietAndBusy, fast: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet, busy = models
+    num_shifted: list[int] = []
+    put_back = Completion.put_back
+
+    def recorded(work: Completion) -> None:
+        num_shifted.append(work.num_shifted)
+        put_back(work)
+
+    monkeypatch.setattr(Completion, "put_back", recorded)
+    asked = [Asked(SHARED[:10], 120, 0, 0), *(Asked(SHARED[n:30], 90, n, n, num_ctx=32) for n in (1, 2))]
+    answers = Desk(busy[2]).run_within(NUM_CTX + 24, asked)
+    for each, answer in zip(asked, answers, strict=True):
+        assert told(answer) == alone(quiet, fast, each)
+    assert max(num_shifted) > 0
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
