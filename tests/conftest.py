@@ -1,10 +1,15 @@
-"""Fixtures that every test folder may use: where things lie."""
+"""What every test folder may use: where things lie, and how hypothesis tries its examples."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Examples are not timed: one that is not given the processor for a while is as good as the others.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -11,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from serving import Server
+from serving import Server, run_shale, until
 
 from runner.kernels import _cpu
 from server.settings import ISA_NAMES
@@ -63,16 +65,14 @@ def test_errors_are_one_line(server: Any) -> None:
 
 def test_without_a_server_the_message_says_how_to_start_one(server: Any) -> None:
     environment = {**server.environment, "SHALE_HOST": "127.0.0.1:1"}
-    command = [sys.executable, "-m", "server", "list"]
-    result = subprocess.run(command, cwd=server.root, env=environment, capture_output=True, text=True, timeout=30)
+    result = run_shale(server, environment, "list")
     assert result.returncode == 1
     assert result.stderr.strip() == "shale: no server answers at http://127.0.0.1:1; start one with: shale serve"
 
 
 def test_a_bad_setting_is_told_before_anything_starts(server: Any) -> None:
     environment = {**server.environment, "SHALE_NUM_PARALLEL": "many"}
-    command = [sys.executable, "-m", "server", "serve"]
-    result = subprocess.run(command, cwd=server.root, env=environment, capture_output=True, text=True, timeout=30)
+    result = run_shale(server, environment, "serve")
     assert result.returncode == 1
     assert result.stderr.startswith("shale: SHALE_NUM_PARALLEL='many' cannot be used; allowed: ")
 
@@ -82,8 +82,7 @@ def test_an_instruction_set_that_the_cpu_lacks_is_told_before_anything_starts(se
     if not lacking:
         pytest.skip("this CPU has them all")
     environment = {**server.environment, "SHALE_KERNELS": "fast", "SHALE_CPU_ISA": lacking[0]}
-    command = [sys.executable, "-m", "server", "serve", "--host", "127.0.0.1:0"]
-    result = subprocess.run(command, cwd=server.root, env=environment, capture_output=True, text=True, timeout=30)
+    result = run_shale(server, environment, "serve", "--host", "127.0.0.1:0")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(
         f"shale: SHALE_CPU_ISA={lacking[0]!r} cannot be used; allowed on this machine: auto,"
@@ -130,8 +129,8 @@ class Terminal:
     def type(self, line: str) -> None:
         os.write(self._master, line.encode() + b"\n")
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Reads until ``text`` has come; what came before it is done with."""
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """Reads until ``text`` has come; returns what came before it, with which it is done."""
         deadline = time.monotonic() + seconds
         while text not in self._seen:
             assert time.monotonic() < deadline, self._seen
@@ -139,12 +138,30 @@ class Terminal:
                 self._seen += os.read(self._master, 4096).decode(errors="replace")
             except BlockingIOError:
                 time.sleep(0.02)
-        self._seen = self._seen.partition(text)[2]
+        before, _, self._seen = self._seen.partition(text)
+        return before
+
+    def interrupt(self) -> str:
+        """Ctrl-C, as often as it takes to get a prompt; returns what comes before that.
+
+        One that comes between two system calls may be seen only when the next of them returns, or never.
+        """
+        for _ in range(3):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(">>> ", 15)
+        raise AssertionError(self._seen)
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self._master)
+
+
+def until_it_waits_for_a_line(process: subprocess.Popen[bytes]) -> None:
+    """A signal in the moment between prompt and read is seen only with the next key."""
+    status = psutil.Process(process.pid).status
+    until(lambda: all(status() == psutil.STATUS_SLEEPING and not time.sleep(0.01) for _ in range(30)))
 
 
 def test_a_conversation_in_a_terminal(server: Any) -> None:
@@ -157,24 +174,28 @@ def test_a_conversation_in_a_terminal(server: Any) -> None:
         terminal.type("/help")
         terminal.wait_for("/bye leaves")
         terminal.wait_for(">>> ")
-        time.sleep(0.5)  # a signal in the moment between prompt and read is seen only with the next key
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.wait_for(">>> ")
+        until_it_waits_for_a_line(terminal.process)
+        terminal.interrupt()
         terminal.type("/bye")
-        assert terminal.process.wait(5) == 0
+        assert terminal.process.wait(60) == 0
     finally:
         terminal.close()
 
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(server: Any) -> None:
-    terminal = Terminal(server, DEMO, "-o", "ignore_eos=true", "-o", "num_predict=100000", "-o", "temperature=0")
+    long = ("-o", "ignore_eos=true", "-o", "num_predict=1000000", "-o", "temperature=0")
+    terminal = Terminal(server, DEMO, "--verbose", *long)
     try:
         terminal.wait_for(">>> ")
-        terminal.type(QUESTION)
-        terminal.wait_for(ANSWER)
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.wait_for(">>> ", 5)
+        for _ in range(5):
+            terminal.type(QUESTION)
+            terminal.wait_for(ANSWER)
+            said = terminal.interrupt()
+            if "tokens/s" not in said:
+                break
+            terminal.type("/clear")  # the answer had come to its end before
+        assert "tokens/s" not in said
         terminal.type("/bye")
-        assert terminal.process.wait(5) == 0
+        assert terminal.process.wait(60) == 0
     finally:
         terminal.close()

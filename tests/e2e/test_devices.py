@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from serving import Server
+from serving import Server, kill, until
 
 from runner.sim_ledger import SimLedger
 
@@ -36,7 +35,7 @@ def split_server(models: Path, repository_root: Path, tmp_path_factory: pytest.T
 
 
 def get(server: Server, path: str) -> Any:
-    return httpx.get(server.url + path, trust_env=False).json()
+    return server.get(path).json()
 
 
 def generate(server: Server, **options: Any) -> Any:
@@ -124,9 +123,10 @@ def test_a_runner_that_is_killed_gives_its_memory_back(split_server: Server) -> 
     generate(split_server, num_ctx=256)
     assert any(held(split_server))
     for runner in split_server.runners():
-        runner.kill()
+        kill(runner)
         runner.wait()
     assert held(split_server) == [0, 0]
+    until(lambda: not split_server.models())
     assert generate(split_server, num_ctx=256)["response"]
     split_server.command("stop", DEMO)
 
@@ -166,8 +166,7 @@ def test_devices_that_do_not_answer_hold_up_nobody_else(split_server: Server) ->
     generate(split_server, **options)
     with ThreadPoolExecutor(20) as threads:
         with held_up(split_server, "sim0"):
-            urls = [split_server.url + path for path in ("/metrics", "/api/devices") * 10]
-            asking = [threads.submit(httpx.get, url, timeout=30, trust_env=False) for url in urls]
+            asking = [threads.submit(split_server.get, path) for path in ("/metrics", "/api/devices") * 10]
             time.sleep(0.5)
             for _ in range(3):
                 assert generate(split_server, **options)["done"]

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import ollama
-import psutil
 import pytest
+from serving import ENDLESS, LONG, rests, runner_of, until
 
-LONG = "tiny/long"
 WORDS = " ".join(f"word{i}" for i in range(600))
 
 
 def cache_of(server: Any, model: str) -> dict[str, Any]:
-    models = httpx.get(f"{server.url}/api/ps", trust_env=False).json()["models"]
-    (found,) = [each["cache"] for each in models if each["name"].startswith(model)]
-    return dict(found)
+    return dict(until(lambda: cache_or_none(server, model)))
 
 
-def wait_for(condition: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def cache_or_none(server: Any, model: str) -> dict[str, Any] | None:
+    """None: its runner did not answer at once."""
+    (found,) = [each.get("cache") for each in server.models() if each["name"].startswith(model)]
+    return found
 
 
 def ask(server: Any, prompt: str, **options: Any) -> dict[str, Any]:
@@ -44,26 +38,25 @@ def tokens(server: Any) -> list[int]:
     return found
 
 
+def num_prompts(server: Any) -> str:
+    """How many prompts the runner has evaluated wholly."""
+    count = re.compile(r'^shale_first_token_seconds_count{model="tiny/long"} (.*)$', re.MULTILINE)
+    return str(until(lambda: count.search(server.get("/metrics").text))[1])
+
+
 def test_a_client_that_leaves_during_a_long_prompt_leaves_nothing_behind(server: Any, tokens: list[int]) -> None:
-    ask(server, "warm", num_batch=16)
-    cells_before = cache_of(server, LONG)["used"]
-    (runner,) = [each for each in server.runners() if any("long" in part for part in each.cmdline())]
-    body = {"model": LONG, "prompt": WORDS[::-1], "raw": True, "options": {"num_ctx": 8192, "num_batch": 16}}
-    with (
-        contextlib.suppress(httpx.ReadTimeout),
-        httpx.Client(trust_env=False, timeout=httpx.Timeout(10, read=0.3)) as http,
-    ):
-        http.post(f"{server.url}/api/generate", json=body)
-        raise AssertionError("the prompt is too short for this test")
-    wait_for(lambda: cache_of(server, LONG)["used"] == cells_before, seconds=1)
-    used = busy_s(runner)
-    time.sleep(0.3)
-    assert busy_s(runner) - used < 0.1
-
-
-def busy_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    body = {**ENDLESS, "prompt": WORDS[::-1] + WORDS, "options": {**ENDLESS["options"], "num_batch": 1}}
+    for _ in range(5):
+        server.unload(LONG)
+        ask(server, "warm", num_batch=1)  # token by token a prompt takes seconds
+        runner = until(lambda: runner_of(server, LONG))
+        before, cells = num_prompts(server), cache_of(server, LONG)["used"]
+        server.leave(body, lambda cells=cells: until(lambda: cache_of(server, LONG)["used"] > cells))
+        assert rests(runner)
+        if num_prompts(server) == before:
+            break  # else the client has left too late
+    assert num_prompts(server) == before
+    assert cache_of(server, LONG)["used"] == cells
 
 
 def test_requests_with_one_long_prompt_share_it(server: Any, tokens: list[int]) -> None:

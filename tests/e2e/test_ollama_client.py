@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import ollama
 import pytest
+from serving import until
 
 DEMO = "shale-demo"
 QUESTION = "What does textwrap.dedent do?"
@@ -111,10 +111,7 @@ def test_models_are_listed_shown_and_loaded(client: ollama.Client) -> None:
 
 def test_keep_alive_0_unloads(client: ollama.Client) -> None:
     client.generate("tiny/llama", "abc", keep_alive=0, options={"num_predict": 1})
-    deadline = time.monotonic() + 5
-    while any(model.model == "tiny/llama" for model in client.ps().models):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not any(model.model == "tiny/llama" for model in client.ps().models))
 
 
 def test_an_empty_prompt_loads_and_unloads(client: ollama.Client) -> None:
@@ -124,16 +121,8 @@ def test_an_empty_prompt_loads_and_unloads(client: ollama.Client) -> None:
     assert not any(model.model == "tiny/llama" for model in client.ps().models)
 
 
-def unload(client: ollama.Client, model: str) -> None:
-    client.generate(model, keep_alive=0)
-    deadline = time.monotonic() + 5
-    while any(each.model == model for each in client.ps().models):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def narrow(client: ollama.Client, server: Any) -> Any:
+def narrow(server: Any) -> Any:
     """Asks the tiny model with a context of 32 tokens, which it has from the start; raw text, greedy, endless."""
 
     def ask(prompt: str, *, num_predict: int = -1, num_keep: int = 4, **more: Any) -> httpx.Response:
@@ -141,9 +130,9 @@ def narrow(client: ollama.Client, server: Any) -> Any:
         body = {"model": "tiny/llama", "prompt": prompt, "raw": True, "stream": False, "options": options, **more}
         return server.post("/api/generate", body)
 
-    unload(client, "tiny/llama")
+    server.unload("tiny/llama")
     yield ask
-    unload(client, "tiny/llama")
+    server.unload("tiny/llama")
 
 
 def test_the_context_is_shifted_unless_told_otherwise(narrow: Any) -> None:

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-this-test"
@@ -53,7 +54,7 @@ class RunnerProcess:
                 env=environment(**changes),
             )
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
+        self.client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120)
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -63,7 +64,7 @@ class RunnerProcess:
         for operation in range(3):
             answer = self.post("/load", {"operation": operation, **request})
             assert answer.json()["success"], answer.text
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while (health := self.client.get("/health").json())["status"] != 0:
             assert health["status"] == 3, health
             assert time.monotonic() < deadline
@@ -76,8 +77,11 @@ class RunnerProcess:
         assert answer.status_code == 200, answer.text
         return [json.loads(line) for line in answer.text.splitlines()]
 
-    def abandon(self, prompt: str | list[int], after_s: float, **options: Any) -> None:
-        """Ask for a completion and leave after a while, whatever has arrived by then."""
+    def stats(self) -> dict[str, Any]:
+        return dict(self.client.get("/stats").json())
+
+    def abandon(self, prompt: str | list[int], when: Callable[[], object], **options: Any) -> None:
+        """Ask for a completion and leave once ``when`` returns, whatever has arrived by then."""
         body = json.dumps({"prompt": prompt, "options": {"temperature": 0, **options}}).encode()
         head = (
             f"POST /completion HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -85,7 +89,14 @@ class RunnerProcess:
         )
         with socket.create_connection(("127.0.0.1", self.port)) as connection:
             connection.sendall(head.encode() + body)
-            time.sleep(after_s)
+            when()
+
+    def busy_s(self, rest_s: float) -> float:
+        """How much of the next ``rest_s`` seconds it computes."""
+        times = psutil.Process(self.process.pid).cpu_times
+        before = times().user
+        time.sleep(rest_s)
+        return float(times().user - before)
 
     def output(self) -> str:
         return self.log.read_text()
@@ -108,6 +119,13 @@ def running(model: Path, log: Path, load: dict[str, Any] | None = None, **change
         yield runner
     finally:
         runner.end()
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.005)
 
 
 def text_of(lines: Lines) -> str:

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,19 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.runner.runner_process import ROOT, RunnerProcess, command, environment, running, text_of, tokens_of
+from tests.runner.runner_process import (
+    ROOT,
+    RunnerProcess,
+    command,
+    environment,
+    running,
+    text_of,
+    tokens_of,
+    until,
+)
 
-ROUTES = [("GET", "/health"), ("GET", "/info"), *(("POST", f"/{name}") for name in
-          ("load", "completion", "embedding", "tokenize", "detokenize")), ("GET", "/nowhere")]  # fmt: skip
+POSTS = ("load", "completion", "embedding", "tokenize", "detokenize")
+ROUTES = [("GET", "/health"), ("GET", "/info"), *(("POST", f"/{name}") for name in POSTS), ("GET", "/nowhere")]
 LOAD = {"num_ctx": 256, "num_parallel": 2, "num_batch": 32}
 LOG = "runner.log"
 
@@ -93,7 +101,7 @@ def test_load_operations_go_in_their_order(tiny_models: Callable[..., Path], tmp
 
 
 def test_close_ends_an_answer_under_way_with_an_error_line(tiny_models: Callable[..., Path], tmp_path: Path) -> None:
-    with running(tiny_models("llama", "Q8_0"), tmp_path / LOG, {"num_ctx": 8192}) as process:
+    with running(tiny_models("llama", "Q8_0"), tmp_path / LOG, {"num_ctx": 65536}) as process:
         body = {"prompt": "a", "options": {"ignore_eos": True}}
         with process.client.stream("POST", "/completion", json=body) as answer:
             lines = answer.iter_lines()
@@ -240,47 +248,45 @@ def test_tokens_go_to_text_and_back(runner: RunnerProcess) -> None:
 
 @pytest.fixture(scope="module")
 def slow(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunnerProcess]:
-    """One request at a time, one token a step: a long prompt takes a second or more."""
-    load = {"num_ctx": 4096, "num_parallel": 1, "num_batch": 1}
+    """One request at a time, one token a step: a long prompt takes a second or more, a long answer minutes."""
+    load = {"num_ctx": 65536, "num_parallel": 1, "num_batch": 1}
     with running(tiny_models("llama", "Q8_0"), tmp_path_factory.mktemp("slow") / LOG, load) as process:
         yield process
 
 
-def seconds(work: Callable[[], object]) -> float:
+ENDLESS = {"ignore_eos": True, "num_predict": 10**6}
+SOON_S = 10.0  # for one token, on a busy machine; far less than an endless answer takes
+
+
+def is_answered_soon(process: RunnerProcess) -> bool:
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-LONG_PROMPT = [5 + i % 200 for i in range(4000)]
+    process.complete([5], num_predict=1)
+    return time.perf_counter() - start < SOON_S
 
 
 def test_a_client_that_leaves_while_its_prompt_runs_stops_the_work(slow: RunnerProcess) -> None:
-    whole = seconds(lambda: slow.complete(LONG_PROMPT, num_predict=1))
-    slow.abandon(LONG_PROMPT, 0.1)
-    assert seconds(lambda: slow.complete([5], num_predict=1)) < whole / 3
+    prompt = [5 + i % 200 for i in range(20_000)]
+    slow.abandon(prompt, lambda: until(lambda: slow.stats()["num_active"]), **ENDLESS)
+    assert is_answered_soon(slow)
 
 
 def test_a_client_that_leaves_while_it_waits_is_forgotten(slow: RunnerProcess) -> None:
-    whole = seconds(lambda: slow.complete(LONG_PROMPT, num_predict=1))
-    first = threading.Thread(target=slow.complete, args=(LONG_PROMPT,), kwargs={"num_predict": 1})
-    first.start()
-    time.sleep(0.1)
-    for _ in range(4):
-        slow.abandon(LONG_PROMPT, 0.01)
-    assert seconds(lambda: slow.complete([5], num_predict=1)) < 2.5 * whole
-    first.join()
+    def others_come_and_go() -> None:
+        until(lambda: slow.stats()["num_active"])
+        for _ in range(4):
+            slow.abandon([6], lambda: until(lambda: slow.stats()["num_waiting"]), **ENDLESS)
+            until(lambda: not slow.stats()["num_waiting"])
+
+    slow.abandon([5], others_come_and_go, **ENDLESS)
+    assert is_answered_soon(slow)
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_answer_stops_the_work(slow: RunnerProcess) -> None:
-    body = {"prompt": [5], "options": {"temperature": 0, "ignore_eos": True}}
+    body = {"prompt": [5], "options": {"temperature": 0, **ENDLESS}}
     with slow.client.stream("POST", "/completion", json=body) as answer:
         next(answer.iter_lines())
-    assert seconds(lambda: slow.complete([5], num_predict=1)) < 0.5
-    process = psutil.Process(slow.process.pid)
-    used = process.cpu_times().user
-    time.sleep(0.3)
-    assert process.cpu_times().user - used < 0.1
+    assert is_answered_soon(slow)
+    assert any(slow.busy_s(0.3) < 0.1 for _ in range(20)), "it never comes to rest"
 
 
 # ---- embeddings --------------------------------------------------------------------------------
@@ -314,14 +320,14 @@ def test_embedding_errors_have_their_status(embedder: RunnerProcess, runner: Run
 def test_a_signal_ends_it_cleanly_even_in_the_middle_of_an_answer(
     tiny_models: Callable[..., Path], tmp_path: Path, number: signal.Signals
 ) -> None:
-    with running(tiny_models("llama", "Q8_0"), tmp_path / LOG, {"num_ctx": 16384}) as process:
+    with running(tiny_models("llama", "Q8_0"), tmp_path / LOG, {"num_ctx": 65536}) as process:
         body = {"prompt": "a", "options": {"ignore_eos": True}}
         with process.client.stream("POST", "/completion", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.process.send_signal(number)
             assert json.loads(list(lines)[-1]) == {"error": "the runner was told to end"}
-        assert process.process.wait(5) == 0
+        assert process.process.wait(60) == 0
         assert "Traceback" not in process.output()
 
 
@@ -346,7 +352,7 @@ def test_it_dies_with_its_parent(tiny_models: Callable[..., Path], standard_inpu
         while not any("numpy" in each.path for each in child.memory_maps()):  # imported after the lifeline is tied
             time.sleep(0.05)
         parent.kill()
-    child.wait(5)
+    child.wait(30)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +384,7 @@ def test_a_file_that_is_no_model_ends_it_with_a_sentence(tmp_path: Path, content
     if content is not None:
         model.write_bytes(content)
     with running(model, tmp_path / LOG) as process:
-        assert process.process.wait(10) == 1
+        assert process.process.wait(60) == 1
         last = process.output().splitlines()[-1]
     assert last.startswith(sentence)
     assert "model.gguf" in last
@@ -386,6 +392,8 @@ def test_a_file_that_is_no_model_ends_it_with_a_sentence(tmp_path: Path, content
 
 
 def test_it_starts_soon() -> None:
-    code = "import time; t = time.process_time(); import runner.app; print(time.process_time() - t)"
-    best = min(float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(3))
-    assert best < 0.6
+    def seconds(modules: str) -> float:
+        code = f"import time; t = time.process_time(); import {modules}; print(time.process_time() - t)"
+        return min(float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) for _ in range(5))
+
+    assert seconds("runner.app") < 2 * seconds("fastapi, numpy")  # which it needs, on a machine of any speed

@@ -203,9 +203,12 @@ def _worst_header(path: Path, num_strings: int) -> Path:
 
 def test_the_worst_header_takes_time_in_proportion(tmp_path: Path) -> None:
     path = _worst_header(tmp_path / "strings.gguf", 1 << 19)
-    start = time.process_time()
-    assert len(open_gguf(path).metadata["k"]) == 1 << 19
-    assert time.process_time() - start < 1  # 0.08 s: 128 MiB, the most a header may have, take 2.5 s
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        assert len(open_gguf(path).metadata["k"]) == 1 << 19
+        times.append(time.process_time() - start)
+    assert min(times) < 1  # 0.08 s: 128 MiB, the most a header may have, take 2.5 s
 
 
 def test_the_worst_header_takes_memory_in_proportion(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ def test_a_scan_that_starts_at_no_short_string_finds_nothing() -> None:
 @pytest.mark.parametrize("value", [b"", b"\0" * 7, b"x" * 256, b"a\0\0\0\0\0\0\0"], ids=repr)
 def test_strings_that_break_every_run_cost_little_more_than_the_plain_walk(value: bytes) -> None:
     values = [b"ab", value] * 100_000
-    cursor = Cursor(_mapped(_stored(values)), Path("m.gguf"))
-    start = time.process_time()
-    assert len(read_strings(cursor, len(values))) == len(values)
-    assert time.process_time() - start < 0.5  # about 30 ms; a scan per string would take 20 s
+    times = []
+    for _ in range(3):
+        cursor = Cursor(_mapped(_stored(values)), Path("m.gguf"))
+        start = time.process_time()
+        assert len(read_strings(cursor, len(values))) == len(values)
+        times.append(time.process_time() - start)
+    assert min(times) < 0.5  # about 30 ms; a scan per string would take 20 s

@@ -30,8 +30,8 @@ from scheduler.scheduler import Scheduler, SchedulerSettings
 SITUATION = Situation(LoadRequest(operation=Operation.FIT), Machine(SystemMemory(2**40, 2**40, 0)), LayoutRules())
 
 
-async def bring(started, stall_timeout_s=5.0):
-    return await bring_up(started, SITUATION, unknown_memory(3), SystemClock(), stall_timeout_s)
+async def bring(started, stall_timeout_s=60.0, clock=None):
+    return await bring_up(started, SITUATION, unknown_memory(3), clock or SystemClock(), stall_timeout_s)
 
 
 async def test_all_the_way(start_fake):
@@ -67,21 +67,22 @@ async def test_a_process_that_ends_at_once(start_fake):
         await bring(started)
 
 
-async def test_a_load_that_stalls(start_fake):
+async def test_a_load_that_stalls(start_fake, clock):
     started = await start_fake(stall=True)
     with pytest.raises(LoadTimeoutError, match=r"progress 0\.50"):
-        await bring(started, stall_timeout_s=0.2)
+        await bring(started, clock=clock)
 
 
 @pytest.mark.parametrize("is_loading", [True, False])
 async def test_those_who_wait_hear_of_a_stall_when_its_time_has_passed(start_fake, new_world, until, is_loading):
     """The process is stopped (SIGSTOP): it answers nothing, and hears no SIGTERM."""
     started, world = await start_fake(stall=True), new_world()
+    await started.client.health()
 
     async def spawn(*_):
         return started
 
-    settings = SchedulerSettings(load_timeout_s=1.0)
+    settings = SchedulerSettings(load_timeout_s=3.0)
     scheduler = Scheduler(settings, spawn=spawn, estimates=world, machine=world.machine)
 
     async def wait():
@@ -94,7 +95,7 @@ async def test_those_who_wait_hear_of_a_stall_when_its_time_has_passed(start_fak
     os.kill(started.process.pid, signal.SIGSTOP)
     begin = time.monotonic()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 7.5  # not 5 s later, as where a signal is given time to be heard
     assert [type(outcome) for outcome in outcomes] == [LoadTimeoutError] * 2
     assert not started.process.is_alive
     assert scheduler.residents() == []
@@ -123,7 +124,7 @@ async def test_a_load_that_fails_while_its_process_lives_is_no_crash(new_world, 
 async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(start_fake, monkeypatch):
     """Otherwise a server that closes at the wrong moment waits for ever for a load that goes on."""
     started = await start_fake(stall=True)
-    bringing = asyncio.create_task(bring(started, stall_timeout_s=1.0))
+    bringing = asyncio.create_task(bring(started))
     answer = started.client.load
 
     async def answer_and_cancel(request):

@@ -95,7 +95,7 @@ async def test_aclose_stops_the_generation(start_fake, until):
     async def cut_off() -> int:
         return int(json.loads(await client._ask("GET", "/seen"))["cut_off"])
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         while not await cut_off():
             await asyncio.sleep(0.01)
 
@@ -188,7 +188,7 @@ async def test_a_line_costs_little(start_fake):
     """CPU of this process per line, of a stream that comes as fast as it can. Far below what httpx needs."""
     client = (await start_fake(tokens=3000)).client
     costs = []
-    for _ in range(3):
+    for _ in range(10):
         begin = time.process_time()
         await lines_of(client)
         costs.append((time.process_time() - begin) / 3000)

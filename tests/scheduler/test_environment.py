@@ -122,6 +122,9 @@ def test_what_is_harmless_stays(line):
 
 @pytest.mark.parametrize("piece", ["key=", 'key="', "key='\\", "key=[ ", "key=a,", "a.-", "a", "k: ", "token "])
 def test_long_lines_are_redacted_in_no_time(piece):
-    begin = time.perf_counter()
-    redact(piece * (16_384 // len(piece)) + " key")
-    assert time.perf_counter() - begin < 0.5
+    times = []
+    for _ in range(3):
+        begin = time.thread_time()
+        redact(piece * (16_384 // len(piece)) + " key")
+        times.append(time.thread_time() - begin)
+    assert min(times) < 0.5

@@ -19,9 +19,14 @@ def may_answer():
 
 
 @pytest.fixture
-def hanging(may_answer):
+def is_asked():
+    return threading.Event()
+
+
+@pytest.fixture
+def hanging(may_answer, is_asked):
     """A lookout whose driver hangs until it may answer."""
-    lookout = Lookout(lambda: may_answer.wait(5) and MACHINE)
+    lookout = Lookout(lambda: is_asked.set() or (may_answer.wait(60) and MACHINE))
     yield lookout
     may_answer.set()
     lookout.close()
@@ -38,15 +43,15 @@ async def test_answers_and_errors():
 async def test_one_that_hangs_holds_up_no_other_thread(hanging, may_answer):
     looks = [asyncio.create_task(hanging.machine()) for _ in range(50)]
     await asyncio.sleep(0)
-    assert await asyncio.wait_for(asyncio.to_thread(lambda: "at once"), 2) == "at once"
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "at once"), 30) == "at once"
     assert not any(look.done() for look in looks)
     may_answer.set()
     assert await asyncio.gather(*looks) == [MACHINE] * 50
 
 
-async def test_those_who_wait_are_given_up_on_close(hanging, may_answer):
+async def test_those_who_wait_are_given_up_on_close(hanging, may_answer, is_asked, until):
     looks = [asyncio.create_task(hanging.machine()) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await until(is_asked.is_set)
     hanging.close()
     hanging.close()
     may_answer.set()

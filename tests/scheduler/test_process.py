@@ -142,18 +142,18 @@ async def test_a_crash_in_native_code_says_where():
 
 async def test_output_without_line_ends_is_not_collected_for_ever():
     process = await start("import sys", "sys.stdout.write('x' * 1_000_000)")
-    await asyncio.wait_for(process.wait(), 5)
+    await asyncio.wait_for(process.wait(), 60)
     assert len(process._words.plain) <= 16 * 1024
 
 
 async def test_the_end_is_noticed_although_a_grandchild_holds_the_output_open():
     process = await start(
         "import subprocess, sys",
-        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(30)'])",
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(300)'])",
         "print('error: gone', child.pid, flush=True)",
         "import os; os._exit(1)",
     )
-    words = await asyncio.wait_for(process.wait(), 5)
+    words = await asyncio.wait_for(process.wait(), 60)
     assert words.startswith("error: gone")
     os.kill(int(words.split()[-1]), signal.SIGKILL)
 
@@ -162,9 +162,9 @@ async def test_stop_asks_first(start_fake):
     started = await start_fake()
     await started.client.health()
     begin = time.monotonic()
-    await started.process.stop()
+    await started.process.stop(grace_s=60)
     assert started.process.returncode == -signal.SIGTERM
-    assert time.monotonic() - begin < 4  # before it is killed
+    assert time.monotonic() - begin < 50  # before it is killed
     await started.process.stop()  # again
 
 
@@ -247,7 +247,7 @@ asyncio.run(main())
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
         parent.wait()
-        child.wait(timeout=5)
+        child.wait(timeout=30)
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -264,7 +264,7 @@ def test_both_event_loops(run):
         assert await reader.read(5) == b"hello"
         writer.close()
         os.kill(process.pid, signal.SIGKILL)
-        assert await asyncio.wait_for(process.wait(), 5) == "signal: SIGKILL (Killed)"
+        assert await asyncio.wait_for(process.wait(), 60) == "signal: SIGKILL (Killed)"
         assert process._words.plain == "begin"
 
     run(life())

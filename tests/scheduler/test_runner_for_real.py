@@ -34,7 +34,15 @@ def model(demo_model) -> ModelFile:
 
 
 def runner_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "runner" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "runner" in command_line(child)]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Empty for a process that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 async def complete(running, **options) -> list[dict]:
@@ -159,4 +167,4 @@ asyncio.run(main())
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
         parent.wait()
-        child.wait(timeout=5)
+        child.wait(timeout=30)

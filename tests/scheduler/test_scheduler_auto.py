@@ -120,7 +120,7 @@ async def test_a_client_that_leaves_during_the_look_does_not_hold_the_model(worl
 
     def wait(path):
         is_looking.set()
-        may_go_on.wait(2)
+        may_go_on.wait(60)
         return header(path)
 
     monkeypatch.setattr(world, "header", wait)
@@ -136,7 +136,7 @@ async def test_a_client_that_leaves_during_the_look_does_not_hold_the_model(worl
 async def test_two_clients_do_not_reload_each_other(world):
     await load_beside(world)
     await world.scheduler.unload(world.model("big"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for _ in range(4):
             for options in (AUTO, LoadOptions(), LoadOptions(num_ctx=700), LoadOptions(num_thread=2)):
                 await world.use("a", options)

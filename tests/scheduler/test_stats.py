@@ -30,26 +30,26 @@ def resident(name, started):
 
 async def test_everybody_is_asked_and_answers(start_fake):
     models = [resident(name, await start_fake(**TELLS)) for name in "ab"]
-    assert await poll([*models, resident("loading", None)]) == {"a": STATS, "b": STATS}
+    assert await poll([*models, resident("loading", None)], 60) == {"a": STATS, "b": STATS}
 
 
 async def test_nobody_waits_for_those_who_do_not_answer(start_fake):
     deaf = [await start_fake(**TELLS) for _ in range(5)]
     good = await start_fake(**TELLS)
     for started in deaf:
-        assert await poll([resident("deaf", started)]) == {"deaf": STATS}
+        assert await poll([resident("deaf", started)], 60) == {"deaf": STATS}
         os.kill(started.process.pid, signal.SIGSTOP)
     began = time.monotonic()
     found = await poll(
-        [*(resident(f"deaf{i}", started) for i, started in enumerate(deaf)), resident("good", good)], 0.5
+        [*(resident(f"deaf{i}", started) for i, started in enumerate(deaf)), resident("good", good)], 3.0
     )
-    assert time.monotonic() - began < 2  # and not five times as long as one
+    assert time.monotonic() - began < 12  # and not five times as long as one
     assert found == {**{f"deaf{i}": None for i in range(5)}, "good": STATS}
 
 
 @pytest.mark.parametrize("script", [{}, {"stats": {"num_active": "many"}}])
 async def test_an_answer_that_is_not_understood_is_none(start_fake, script):
-    assert await poll([resident("a", await start_fake(**script))]) == {"a": None}
+    assert await poll([resident("a", await start_fake(**script))], 60) == {"a": None}
 
 
 async def test_a_runner_that_was_killed_is_none(start_fake):

@@ -19,6 +19,7 @@ from server.chat_template.renderer import RENDERER
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "f", "description": "<b> & é", "parameters": {"type": "object"}}}
 SHORT = Limits(seconds=0.4)
+LONG = Limits(seconds=120)  # where it is not time that ends a template
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +70,8 @@ def test_json_is_not_escaped_and_keeps_its_order() -> None:
 def test_dates_are_of_the_time_that_was_passed() -> None:
     source = "{{ strftime_now('%d %B %Y, %H:%M') }}"
     assert render(source, now=datetime(2026, 1, 15, 12, 34)) == "15 January 2026, 12:34"
-    assert render("{{ strftime_now('%Y') }}") == str(datetime.now().year)
+    begin = datetime.now().year
+    assert str(begin) <= render("{{ strftime_now('%Y') }}") <= str(datetime.now().year)
 
 
 def test_loops_can_be_left() -> None:
@@ -212,14 +214,14 @@ def test_what_takes_too_long_is_stopped(source: str) -> None:
 @pytest.mark.parametrize("source", TOO_MUCH.values(), ids=TOO_MUCH)
 def test_what_needs_too_much_memory_is_stopped(source: str) -> None:
     with pytest.raises(TemplateError, match="too much memory"):
-        render(source)
+        ChatTemplate(source, limits=LONG).render([USER])
     assert render("{{ 1 }}") == "1"
 
 
 @pytest.mark.parametrize(("source", "message"), FORBIDDEN.values(), ids=FORBIDDEN)
 def test_what_is_forbidden_is_refused(source: str, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
-        render(source)
+        ChatTemplate(source, limits=LONG).render([USER])
 
 
 @pytest.mark.parametrize(
@@ -255,10 +257,10 @@ def test_the_process_ends_by_itself_when_the_server_is_gone() -> None:
         "from server.chat_template import ChatTemplate, Limits\n"
         "from server.chat_template.renderer import RENDERER\n"
         "import os, threading\n"
-        "template = ChatTemplate('{{ 1 }}', limits=Limits(seconds=0.5))\n"
+        "template = ChatTemplate('{{ 1 }}')\n"
         "(process,) = RENDERER._idle\n"
         "print(process._process.pid, flush=True)\n"
-        f"template.source = {TOO_LONG['nested loops']!r}\n"
+        f"template.source, template._limits = {TOO_LONG['nested loops']!r}, Limits(seconds=0.5)\n"
         "threading.Thread(target=template.render, args=([],), daemon=True).start()\n"
         "threading.Event().wait(0.2)\n"
         "os._exit(9)\n"
@@ -266,7 +268,7 @@ def test_the_process_ends_by_itself_when_the_server_is_gone() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 9, done.stderr
-    assert _ends_within(int(done.stdout), seconds=10)
+    assert _ends_within(int(done.stdout), seconds=60)
 
 
 def _ends_within(pid: int, seconds: float) -> bool:

@@ -50,7 +50,7 @@ def url_of(server: Answering) -> str:
 
 
 def test_a_server_that_answers_is_seen(server: Answering) -> None:
-    assert is_answering(url_of(server))
+    assert any(is_answering(url_of(server)) for _ in range(20))  # it has a second each time
 
 
 def test_a_server_that_does_not_answer_well_is_not_ready(server: Answering) -> None:
@@ -91,7 +91,7 @@ def announced(root: Path, host: str) -> subprocess.CompletedProcess[str]:
     """What is printed beside this very process, as if it were the server."""
     environment = {**os.environ, "SHALE_HOST": host, "SHALE_MODELS": "/my/models"}
     return subprocess.run(
-        [sys.executable, "-m", "tools.announce"], cwd=root, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "tools.announce"], cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )
 
 

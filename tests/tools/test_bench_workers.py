@@ -50,11 +50,13 @@ def test_every_token_of_a_load_has_its_time(engine: ShaleEngine) -> None:
 
 
 def test_what_runs_in_the_background_ends_with_the_others(engine: ShaleEngine) -> None:
-    background, other = engine.complete([Request((5,), 120, is_background=True), Request((6,), 3)])
+    background, other = engine.complete([Request((5,), 1000, is_background=True), Request((6,), 3)])
     assert len(other) == 3
-    num_then = len(background)
-    time.sleep(0.3)
-    assert len(background) <= num_then + 2 < 120
+    num_then = -1
+    while num_then < len(background):  # until it has come to rest
+        num_then = len(background)
+        time.sleep(0.3)
+    assert len(background) < 1000
 
 
 def test_a_request_that_fails_is_said_to(engine: ShaleEngine) -> None:

@@ -14,8 +14,8 @@ import httpx
 from runner.sim_ledger import SimLedger
 from tools.soaking.front import Front
 
-QUIET_TIMEOUT_S = 20.0
-PATIENCE = 5  # looks at a difference before it counts: the end of a killed process is noticed within milliseconds
+QUIET_TIMEOUT_S = 60.0
+PATIENCE = 30  # looks at a difference before it counts: a busy machine may take seconds to notice an end
 PAUSE_S = 0.1
 
 Bytes = Mapping[str, int]

@@ -15,7 +15,7 @@ import httpx
 from tools.soaking.models import CHAT, EMBED, EMBEDDING_MODELS, GENERATE, Question
 from tools.soaking.steps import Step
 
-REQUEST_TIMEOUT_S = 45.0  # far above what any request of a soak takes
+REQUEST_TIMEOUT_S = 120.0  # far above what any request of a soak takes
 
 
 class End(Enum):

@@ -1,10 +1,11 @@
-"""A server of its own for a soak: ``python -m server serve`` with the fleet, on a port that is free."""
+"""A server of its own for a soak: ``python -m server serve`` with the fleet, on a port that it finds itself."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -15,19 +16,19 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
 KEPT = ("SHALE_KERNELS", "SHALE_CPU_ISA")  # a soak can be run on other kernels
 
 
 class Front:
-    """Starts at once. ``stop`` ends it by SIGTERM, as a service manager would."""
+    """Starts at once, and has a ``url`` once it is up. ``stop`` ends it by SIGTERM, as a service manager would."""
 
     def __init__(self, models: Path, log: Path, settings: Mapping[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.url = ""
         self.log = log
         environment = {name: value for name, value in os.environ.items() if name in KEPT or not _is_setting(name)}
-        environment |= {"SHALE_HOST": self.url, "SHALE_MODELS": str(models), **settings}
+        environment |= {"SHALE_HOST": "127.0.0.1:0", "SHALE_MODELS": str(models), **settings}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "server", "serve"],
@@ -42,12 +43,12 @@ class Front:
         """Raises RuntimeError, with the server's log, if it does not come up."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
-            try:
-                await http.get(self.url)
-            except httpx.TransportError:
-                await asyncio.sleep(0.05)
-            else:
-                return
+            if said := re.search(r"listens on (http://\S+)\n", self.log.read_text()):
+                self.url = said[1]
+                with contextlib.suppress(httpx.TransportError):
+                    await http.get(self.url)
+                    return
+            await asyncio.sleep(0.05)
         raise RuntimeError(f"the server did not come up:\n{self.log.read_text()}")
 
     def runners(self) -> list[psutil.Process]:
@@ -75,9 +76,3 @@ def model_of(process: psutil.Process) -> str:
 
 def _is_setting(name: str) -> bool:
     return name.startswith(("SHALE_", "OLLAMA_"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

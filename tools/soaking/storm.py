@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import time
@@ -22,9 +23,9 @@ from tools.soaking.steps import QUOTAS, Kill, KillMidway, Resize, Step
 from tools.soaking.verdicts import Event, judge
 
 ROUND = 15  # steps between two quiet moments
-CALM_S = 20.0  # for models to go that were told to
+CALM_S = 60.0  # for models to go that were told to
 REST_S = 40.0  # more than a model is left alone at most after its runners have crashed
-LEFTOVER_S = 5.0  # for processes to end after the server
+LEFTOVER_S = 30.0  # for processes to end after the server
 
 _LOG_DEFECTS = re.compile(r"Traceback|internal error|was never (?:retrieved|awaited)")
 _FIGURES = ("shale_loads_total", "shale_evictions_total", "shale_unloads_total", "shale_crashes_total")
@@ -121,7 +122,8 @@ class Storm:
     def _kill(self, runner: psutil.Process) -> None:
         if model := model_of(runner):
             self._events.append(Event(time.monotonic(), model))
-            runner.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                runner.kill()
             self.report.troubles["runners killed"] += 1
 
     def _look_at_runners(self) -> list[psutil.Process]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tools.soaking.asking import Answer, End, Outcome
 from tools.soaking.models import Question
 
-SLACK_S = 1.5  # a killed process is noticed, and its last words are waited for, so much later
+SLACK_S = 4.0  # a killed process is noticed, and its last words are waited for, so much later on a busy machine
 
 
 @dataclass(frozen=True, slots=True)

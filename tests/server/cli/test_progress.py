@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -48,13 +48,19 @@ def shown(console: Console) -> str:
     return console.file.getvalue()
 
 
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_bar_shows_and_goes() -> None:
     console, asked = terminal(), Asked([answer(demo=0.0), answer(demo=0.25), answer(demo=0.5)])
     with load_bar(asked, "demo", console):
-        assert asked.is_done.wait(5)
-        time.sleep(0.25)  # for the bar to be drawn: ten times a second
-        assert "loading demo" in shown(console)
-        assert "50%" in shown(console)
+        assert asked.is_done.wait(60)
+        until(lambda: "loading demo" in shown(console))  # it is drawn ten times a second
+        until(lambda: "50%" in shown(console))
     end = shown(console)
     assert end.endswith("\x1b[2K")  # the line is erased, and the cursor is back at its beginning
     time.sleep(0.2)
@@ -64,14 +70,14 @@ def test_a_bar_shows_and_goes() -> None:
 def test_a_loaded_model_shows_nothing() -> None:
     console, asked = terminal(), Asked([{"models": [{"name": "demo", "state": "ready", "progress": 1.0}]}])
     with load_bar(asked, "demo", console):
-        assert asked.is_done.wait(5)
+        assert asked.is_done.wait(60)
     assert shown(console) == ""
 
 
 def test_a_server_that_does_not_answer_is_left_to_the_request() -> None:
     console, asked = terminal(), Asked([CommandError("gone")])
     with load_bar(asked, "demo", console):
-        assert asked.is_done.wait(5)
+        assert asked.is_done.wait(60)
     assert shown(console) == ""
 
 
@@ -86,7 +92,7 @@ def test_an_error_passes_through_and_the_bar_goes() -> None:
 
     def load() -> None:
         with load_bar(asked, "demo", console):
-            assert asked.is_done.wait(5)
+            assert asked.is_done.wait(60)
             raise CommandError("no memory")
 
     with pytest.raises(CommandError, match="no memory"):

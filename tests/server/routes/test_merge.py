@@ -92,7 +92,9 @@ async def test_a_reader_that_is_cancelled_closes_all() -> None:
                 pass
 
     task = asyncio.create_task(read())
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while Source.running < 3:
+            await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -56,7 +56,7 @@ async def test_the_time_runs_until_the_last_byte() -> None:
     await Meter(app, metrics)(dict(SCOPE), receive, send)
     seconds = metrics.registry.get_sample_value("shale_request_seconds_sum", {"route": "/slow"})
     assert seconds is not None
-    assert 0.05 <= seconds < 1
+    assert 0.05 <= seconds < 30
 
 
 async def test_an_application_that_fails_counts_as_500() -> None:

@@ -16,7 +16,7 @@ struct Tile {
   int num_tokens, width;
   int64_t first_token;  // row of x and of the outputs
   int64_t num_blocks;   // of 32, without the padding
-  int32_t* q;           // (block, 8, width): four int8 a word; for matrix tiles (matmul_amx.h) (block, width, 8)
+  int32_t* q;           // (block, width, 8): four int8 a word
   float* scale;         // (block, width)
   float* sum;           // (block, width): scale * (sum of q)
   float* half_sum;      // (block, 2, width): the same of each 16

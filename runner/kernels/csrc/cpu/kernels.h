@@ -13,10 +13,10 @@ namespace {
 template <class V, class... Q, class... F>
 constexpr KernelTable make_table(TypeList<Q...>, TypeList<F...>) {
   return {.direct = {.widths = kDirectWidths,
-                     .quantize = quantize_tile<V, Layout::words>,
+                     .quantize = quantize_tile<V>,
                      .multiply = {multiply_direct<V, Q>..., multiply_float<V, F>...}},
           .panel = {.widths = kPanelWidths,
-                    .quantize = quantize_tile<V, Layout::words>,
+                    .quantize = quantize_tile<V>,
                     .multiply = {multiply_unpacked<V, Q>..., multiply_float<V, F>...}}};
 }
 

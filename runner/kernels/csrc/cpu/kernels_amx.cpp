@@ -11,7 +11,7 @@ namespace {
 template <class V, class... Q, class... F>
 constexpr FormTable make_panel_table(TypeList<Q...>, TypeList<F...>) {
   return {.widths = kAmxWidths,
-          .quantize = quantize_tile<V, Layout::rows>,
+          .quantize = quantize_tile<V>,
           .multiply = {multiply_with_tiles<V, Q>..., multiply_float<V, F>...}};
 }
 

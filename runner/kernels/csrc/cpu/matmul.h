@@ -99,7 +99,7 @@ inline void multiply_block(const Pass<F::scales>& pass, int i, int64_t b, const 
       for (int r = 0; r < R; ++r) w[r] = V::load_bytes(pass.panel_codes(i + r) + (b * 8 + g) * kLine);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        const typename V::Word word = V::broadcast_word(x.q + g * T + t);
+        const typename V::Word word = V::broadcast_word(x.q + 8 * t + g);
 #pragma GCC unroll 2
         for (int r = 0; r < R; ++r) dot[r][t] = V::template dot<F::signed_dot>(dot[r][t], w[r], word);
       }

@@ -1,15 +1,14 @@
 // The panel form with AMX: the integer dots of a block are one matrix-tile multiplication.
 //
 // Computes the same as matmul.h, in the same order, to the bit. A tile multiplication takes 16 or 32 columns: T tokens
-// of int8 from Tile::q (Layout::rows) times a panel's lines, which are laid out as the instruction wants them, as int8
-// without their offset, so that nothing is to be corrected. Its T x 16 dots go through the first-level cache to the
-// vector registers, which hold R x T float sums through a pass and do what remains: conversion, scale, minimum. For a
-// step, R panels x T tokens: R multiplications of T cycles; R * T conversions, multiplications and additions (and
-// minima); 8 * R + T / 2 lines (half as many for 16 columns) and R * T lines of dots read. Measured on a Sapphire
-// Rapids core: while tiles are in use, one of its two units for 512-bit float operations does none, so that these
-// decide the speed; and a tile that is stored right after its multiplication costs 24 cycles instead of 14, so that it
-// is stored when its register is wanted again. bfloat16 tiles, whose dots need no conversion, were slower for the bytes
-// that they read.
+// of int8 from Tile::q times a panel's lines, which are laid out as the instruction wants them, as int8 without their
+// offset, so that nothing is to be corrected. Its T x 16 dots go through the first-level cache to the vector registers,
+// which hold R x T float sums through a pass and do what remains: conversion, scale, minimum. For a step, R panels x T
+// tokens: R multiplications of T cycles; R * T conversions, multiplications and additions (and minima); 8 * R + T / 2
+// lines (half as many for 16 columns) and R * T lines of dots read. Measured on a Sapphire Rapids core: while tiles are
+// in use, one of its two units for 512-bit float operations does none, so that these decide the speed; and a tile that
+// is stored right after its multiplication costs 24 cycles instead of 14, so that it is stored when its register is
+// wanted again. bfloat16 tiles, whose dots need no conversion, were slower for the bytes that they read.
 #pragma once
 
 #include <cstdint>

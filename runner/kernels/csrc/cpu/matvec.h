@@ -55,7 +55,7 @@ inline void add_block(const typename V::Bytes (&w)[8], const UnitScales<V, Q>& s
       if constexpr (correction_shift<V, Q> != kNoOffset) dot = V::broadcast_shifted(count, correction_shift<V, Q>);
 #pragma GCC unroll 8
       for (int g = s * kGroups; g < (s + 1) * kGroups; ++g) {
-        dot = V::template dot<Q::wide>(dot, w[g], V::broadcast_word(x.q + g * T + t));
+        dot = V::template dot<Q::wide>(dot, w[g], V::broadcast_word(x.q + 8 * t + g));
       }
       f[t] = V::add_product(V::to_float(dot), V::mul(scale, V::broadcast(x.scale[t])), f[t]);
       if constexpr (Q::has_minimum) {

@@ -15,66 +15,54 @@
 namespace shale {
 namespace {
 
-struct QuantizedBlock {
-  alignas(32) int8_t q[kBlock] = {};
-  float scale = 0.0f;
-  int32_t half_sum[2] = {};
-};
+// Stores what the kernels need besides q of block b of the tile's t-th token, of whose halves the sums of q are given.
+inline void store_sums(float scale, const int32_t (&half)[2], int64_t b, int t, const Tile& tile) {
+  const int64_t width = tile.width, at = b * width + t, first = 2 * b * width + t, second = first + width;
+  const int32_t sum = half[0] + half[1];
+  tile.scale[at] = scale;
+  tile.sum[at] = scale * static_cast<float>(sum);
+  tile.half_sum[first] = scale * static_cast<float>(half[0]);
+  tile.half_sum[second] = scale * static_cast<float>(half[1]);
+  tile.count[at] = -sum;
+  tile.half_count[first] = -half[0];
+  tile.half_count[second] = -half[1];
+}
+
+inline int8_t* codes(int64_t b, int t, const Tile& tile) {
+  return reinterpret_cast<int8_t*>(tile.q + 8 * (b * tile.width + t));
+}
+
+// A block without a number other than zero.
+inline void store_zeros(float scale, int64_t b, int t, const Tile& tile) {
+  std::memset(codes(b, t, tile), 0, kBlock);
+  store_sums(scale, {0, 0}, b, t, tile);
+}
 
 template <class V>
-inline QuantizedBlock quantize_block(const float* x) {
+inline void quantize_block(const float* x, int64_t b, int t, const Tile& tile) {
   constexpr uint32_t kInfinity = 0x7f800000, kQuietNan = 0x7fc00000;
   constexpr float kSmallest = 0x1p-120f;  // 127 / kSmallest is finite
   const typename V::Floats low = V::load(x), high = V::load(x + 16);
   const uint32_t bits = V::max_magnitude(low, high);
   const float max = std::bit_cast<float>(bits);
-  QuantizedBlock block;
-  if (bits >= kInfinity) {
-    block.scale = std::bit_cast<float>(kQuietNan);
-  } else if (max >= kSmallest) {
-    block.scale = max / 127.0f;
-    V::quantize(low, high, 127.0f / max, block.q, block.half_sum);
-  }
-  return block;
-}
-
-// How a block's int8 of a tile lie in Tile::q.
-enum class Layout { words, rows };  // (8 words, width): a word of all tokens; (width, 8): 32 columns of a token
-
-// Block b of the tile's t-th token.
-template <Layout kLayout>
-inline void store_block(const QuantizedBlock& block, int64_t b, int t, const Tile& tile) {
-  const int64_t width = tile.width, at = b * width + t, first = 2 * b * width + t, second = first + width;
-  if constexpr (kLayout == Layout::rows) {
-    std::memcpy(tile.q + 8 * at, block.q, kBlock);
-  } else {
-    int32_t* words = tile.q + 8 * b * width + t;
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) std::memcpy(words + g * width, block.q + 4 * g, 4);
-  }
-  const int32_t sum = block.half_sum[0] + block.half_sum[1];
-  tile.scale[at] = block.scale;
-  tile.sum[at] = block.scale * static_cast<float>(sum);
-  tile.half_sum[first] = block.scale * static_cast<float>(block.half_sum[0]);
-  tile.half_sum[second] = block.scale * static_cast<float>(block.half_sum[1]);
-  tile.count[at] = -sum;
-  tile.half_count[first] = -block.half_sum[0];
-  tile.half_count[second] = -block.half_sum[1];
+  if (bits >= kInfinity) return store_zeros(std::bit_cast<float>(kQuietNan), b, t, tile);
+  if (max < kSmallest) return store_zeros(0.0f, b, t, tile);
+  int32_t half_sums[2];
+  V::quantize(low, high, 127.0f / max, codes(b, t, tile), half_sums);
+  store_sums(max / 127.0f, half_sums, b, t, tile);
 }
 
 // x: (num_tokens, cols), the row of the tile's first token; cols a multiple of 32.
-template <class V, Layout kLayout>
+template <class V>
 void quantize_tile(const float* x, int64_t cols, const Tile& in_memory) {
   const Tile tile = in_memory;  // a copy: stores through its pointers cannot change it
   const int64_t num_padded = num_padded_blocks(cols);
   for (int64_t b = 0; b < tile.num_blocks; ++b) {
-    for (int t = 0; t < tile.num_tokens; ++t) {
-      store_block<kLayout>(quantize_block<V>(x + t * cols + b * kBlock), b, t, tile);
-    }
-    for (int t = tile.num_tokens; t < tile.width; ++t) store_block<kLayout>({}, b, t, tile);
+    for (int t = 0; t < tile.num_tokens; ++t) quantize_block<V>(x + t * cols + b * kBlock, b, t, tile);
+    for (int t = tile.num_tokens; t < tile.width; ++t) store_zeros(0.0f, b, t, tile);
   }
   for (int64_t b = tile.num_blocks; b < num_padded; ++b) {
-    for (int t = 0; t < tile.width; ++t) store_block<kLayout>({}, b, t, tile);
+    for (int t = 0; t < tile.width; ++t) store_zeros(0.0f, b, t, tile);
   }
 }
 

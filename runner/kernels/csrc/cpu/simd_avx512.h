@@ -101,11 +101,12 @@ struct Avx512Vnni {
     const __m512 factor = _mm512_set1_ps(inverse_scale);
     const __m256i bytes = _mm256_set_m128i(to_int8(high, factor), to_int8(low, factor));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
-    __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
-    fours = _mm256_hadd_epi32(fours, fours);
-    fours = _mm256_hadd_epi32(fours, fours);
-    sums[0] = _mm256_cvtsi256_si32(fours);
-    sums[1] = _mm256_extract_epi32(fours, 4);
+    // Sums of bytes that are made unsigned, eight at a time: 16 * 128 too much for each half.
+    const __m256i unsigned_bytes = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+    const __m256i eights = _mm256_sad_epu8(unsigned_bytes, _mm256_setzero_si256());
+    const __m256i halves = _mm256_add_epi32(eights, _mm256_unpackhi_epi64(eights, eights));
+    sums[0] = _mm256_cvtsi256_si32(halves) - 16 * 128;
+    sums[1] = _mm256_extract_epi32(halves, 4) - 16 * 128;
   }
 };
 

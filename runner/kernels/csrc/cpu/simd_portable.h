@@ -155,6 +155,7 @@ struct Portable {
     return largest;
   }
   static void quantize(const Floats& low, const Floats& high, float inverse_scale, int8_t* q, int32_t (&sums)[2]) {
+    sums[0] = sums[1] = 0;
     for (int i = 0; i < 32; ++i) {
       const float value = i < 16 ? low.v[i] : high.v[i - 16];
       q[i] = static_cast<int8_t>(std::lrint(value * inverse_scale));
