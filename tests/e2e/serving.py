@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.waiting import until
+
 # Limits for what takes a moment, where only a defect takes longer. A machine may well do nothing for seconds.
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
@@ -145,15 +147,6 @@ def run_shale(
     )
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What the condition gives, once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.005)
-    return found
-
-
 def command_line(process: psutil.Process) -> list[str]:
     """Empty for a process that has just ended."""
     try:
@@ -171,18 +164,6 @@ def kill(process: psutil.Process) -> None:
 def runner_of(server: Server, model: str) -> psutil.Process | None:
     found = [each for each in server.runners() if any(part.endswith(f"{model}.gguf") for part in command_line(each))]
     return found[0] if found else None
-
-
-def rests(process: psutil.Process) -> bool:
-    """Whether it comes to rest, but for what it does now and then; one that works for ever does not."""
-    return any(_busy_s(process, 0.3) < 0.1 for _ in range(20))
-
-
-def _busy_s(process: psutil.Process, rest_s: float) -> float:
-    before = process.cpu_times()
-    time.sleep(rest_s)
-    after = process.cpu_times()
-    return float(after.user + after.system - before.user - before.system)
 
 
 def is_setting(name: str) -> bool:

@@ -14,10 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from serving import Server, run_shale, until
+from serving import Server, run_shale
 
 from runner.kernels import _cpu
 from server.settings import ISA_NAMES
+from tests.waiting import until
 
 DEMO = "shale-demo"
 QUESTION = "What does textwrap.dedent do?"

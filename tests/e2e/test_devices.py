@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Server, kill, until
+from serving import Server, kill
 
 from runner.sim_ledger import SimLedger
+from tests.waiting import until
 
 DEMO = "shale-demo"
 ASK = {"model": DEMO, "prompt": "What does textwrap.dedent do?", "stream": False}

@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import ENDLESS, ENDLESS_S, LONG, TIMEOUT_S, kill, until
+from serving import ENDLESS, ENDLESS_S, LONG, TIMEOUT_S, kill
+
+from tests.waiting import until
 
 
 def loaded(server: Any) -> set[str]:

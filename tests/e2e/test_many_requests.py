@@ -8,7 +8,9 @@ from typing import Any
 
 import ollama
 import pytest
-from serving import ENDLESS, LONG, rests, runner_of, until
+from serving import ENDLESS, LONG, runner_of
+
+from tests.waiting import rests, until
 
 WORDS = " ".join(f"word{i}" for i in range(600))
 

@@ -20,7 +20,9 @@ import ollama
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ENDLESS_S, TIMEOUT_S, Server, until
+from serving import ENDLESS_S, TIMEOUT_S, Server
+
+from tests.waiting import until
 
 DEMO = "shale-demo"
 TINY = "tiny/llama"

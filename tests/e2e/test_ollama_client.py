@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import ollama
 import pytest
-from serving import until
+
+from tests.waiting import until
 
 DEMO = "shale-demo"
 QUESTION = "What does textwrap.dedent do?"

@@ -15,9 +15,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serving import ENDLESS, LONG, TIMEOUT_S, Server, kill, runner_of, until
+from serving import ENDLESS, LONG, TIMEOUT_S, Server, kill, runner_of
 
 from runner.protocol import TOKEN_ENVIRONMENT_NAME
+from tests.waiting import until
 
 DEMO = "shale-demo"
 TINY = "tiny/llama"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-this-test"
@@ -91,13 +90,6 @@ class RunnerProcess:
             connection.sendall(head.encode() + body)
             when()
 
-    def busy_s(self, rest_s: float) -> float:
-        """How much of the next ``rest_s`` seconds it computes."""
-        times = psutil.Process(self.process.pid).cpu_times
-        before = times().user
-        time.sleep(rest_s)
-        return float(times().user - before)
-
     def output(self) -> str:
         return self.log.read_text()
 
@@ -119,13 +111,6 @@ def running(model: Path, log: Path, load: dict[str, Any] | None = None, **change
         yield runner
     finally:
         runner.end()
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.005)
 
 
 def text_of(lines: Lines) -> str:

@@ -10,13 +10,7 @@ import pytest
 
 from runner.sequence import Batch
 from tests.runner.engine.fakes import Desk
-
-
-def wait_for(condition: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+from tests.waiting import until
 
 
 def test_the_thread_works_when_asked_and_sleeps_otherwise() -> None:
@@ -27,7 +21,7 @@ def test_the_thread_works_when_asked_and_sleeps_otherwise() -> None:
     desk.engine.start()
     for _ in range(3):
         asked = desk.complete("a", num_predict=4)
-        wait_for(lambda asked=asked: asked.lines and "done" in asked.lines[-1])
+        until(lambda asked=asked: asked.lines and "done" in asked.lines[-1])
     time.sleep(0.05)
     assert len(steps) == 12
     desk.engine.close("enough")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from rich.console import Console
 from server.cli.client import CommandError
 from server.cli.progress import load_bar, progress_of
 from server.cli.tables import loading
+from tests.waiting import until
 
 
 def answer(**progress: float) -> dict[str, Any]:
@@ -46,13 +47,6 @@ def terminal() -> Console:
 def shown(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_bar_shows_and_goes() -> None:
